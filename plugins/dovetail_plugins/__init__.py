@@ -1,0 +1,1 @@
+"""The built-in plugins of dovetail, one folder per hook, one file per plugin."""

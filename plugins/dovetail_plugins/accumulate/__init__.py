@@ -1,0 +1,1 @@
+"""Built-in plugins of the accumulate hook, one file each."""

@@ -1,0 +1,1 @@
+"""Built-in plugins of the collate hook, one file each."""

@@ -1,0 +1,1 @@
+"""Built-in plugins of the export hook, one file each."""
