@@ -2,6 +2,33 @@
 
 from __future__ import annotations
 
+from dovetail.config.loading import apply_overrides, parse_config, read_config_file
 from dovetail.config.options import ConfigPath, PluginOptions
+from dovetail.config.problems import explain
+from dovetail.config.sections import (
+    AUTO,
+    OFF,
+    DataConfig,
+    HookSection,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    TrainingConfig,
+)
 
-__all__ = ["ConfigPath", "PluginOptions"]
+__all__ = [
+    "AUTO",
+    "OFF",
+    "ConfigPath",
+    "DataConfig",
+    "HookSection",
+    "ModelConfig",
+    "PluginOptions",
+    "RunConfig",
+    "TrainConfig",
+    "TrainingConfig",
+    "apply_overrides",
+    "explain",
+    "parse_config",
+    "read_config_file",
+]

@@ -1,0 +1,108 @@
+"""Lists the installed plugins without importing any of them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from dovetail._markers import GROUPS, HOOKS, WRAPPER_GROUP, HookName
+
+Role: TypeAlias = Literal["compile", "collate", "accumulate", "log", "export", "wrap"]
+"""The hook a plugin implements, or "wrap" for one that wraps hooks."""
+
+ROLES: tuple[Role, ...] = (*HOOKS, "wrap")
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """One plugin, as its distribution declares it."""
+
+    role: Role
+    name: str
+    distribution: str
+    """Name of the distribution, or "(this session)" for one that was registered by code."""
+    version: str
+    value: str
+    """Import path of the plugin object."""
+    is_reserved: bool = False
+    """Whether its name has a meaning of its own in the config, so that nobody can choose it."""
+
+    @property
+    def where(self) -> str:
+        """How messages name it: `plugin 'name' (distribution 1.2)`."""
+        return f"plugin {self.name!r} ({self.distribution} {self.version})".replace(" )", ")")
+
+    def is_named(self, name: str) -> bool:
+        """Return whether `name`, plain or as `distribution:name`, means this plugin."""
+        distribution, colon, plain = name.rpartition(":")
+        if not colon:
+            return name == self.name
+        return plain == self.name and normalize(distribution) == normalize(self.distribution)
+
+
+def normalize(distribution: str) -> str:
+    """Return the comparable form of a distribution's name.
+
+    Source: the name normalisation of the Python packaging specifications.
+    """
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def list_entry_points() -> list[PluginInfo]:
+    """Return every plugin that an installed distribution declares, by role and name."""
+    entries = importlib.metadata.entry_points()
+    found: list[PluginInfo] = []
+    for role in ROLES:
+        group = WRAPPER_GROUP if role == "wrap" else GROUPS[role]
+        for entry in entries.select(group=group):
+            # Entry points without a distribution come from hand-made metadata; they are listed too.
+            name = entry.dist.name if entry.dist else "(unknown)"
+            version = entry.dist.version if entry.dist else ""
+            reserved = entry.name in ("off", "auto")
+            found.append(PluginInfo(role, entry.name, name, version, entry.value, reserved))
+    return sort_plugins(found)
+
+
+def sort_plugins(plugins: Iterable[PluginInfo]) -> list[PluginInfo]:
+    """Return plugins by hook, name and distribution; installation order decides nothing."""
+    return sorted(plugins, key=lambda p: (ROLES.index(p.role), p.name, p.distribution))
+
+
+def extra_for(distribution: str, package: str) -> str | None:
+    """Return the extra of `distribution` that requires `package`, if there is one.
+
+    Args:
+        distribution: An installed distribution.
+        package: Top-level module or distribution that is missing.
+    """
+    try:
+        requirements = importlib.metadata.requires(distribution) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for requirement in requirements:
+        name = re.match(r"[A-Za-z0-9._-]+", requirement)
+        extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)['\"]", requirement)
+        if name and extra and normalize(name[0]) == normalize(package) and extra[1] != "all":
+            return extra[1]
+    return None
+
+
+def is_hook(role: Role) -> bool:
+    """Return whether `role` is one of the five hooks."""
+    return role != "wrap"
+
+
+__all__ = [
+    "ROLES",
+    "HookName",
+    "PluginInfo",
+    "Role",
+    "extra_for",
+    "is_hook",
+    "list_entry_points",
+    "normalize",
+    "sort_plugins",
+]

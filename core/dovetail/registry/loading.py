@@ -1,0 +1,183 @@
+"""Imports one plugin and checks that it keeps the contract of its hook."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pluggy
+
+from dovetail import hookspecs
+from dovetail._markers import API_VERSION, HOOKS, PROJECT, HookName, hook_function
+from dovetail.config import PluginOptions
+from dovetail.errors import (
+    BrokenPluginError,
+    MissingDependencyError,
+    build_message,
+    did_you_mean,
+)
+from dovetail.registry.listing import PluginInfo, extra_for
+
+_FUNCTIONS = tuple(hook_function(hook) for hook in HOOKS)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A plugin that was imported and checked."""
+
+    info: PluginInfo
+    plugin: object
+    options_models: dict[str, type[PluginOptions]]
+    """Options model of each hook function it implements."""
+    summary: str
+    """First line of its documentation."""
+
+    def options_model(self, hook: HookName) -> type[PluginOptions]:
+        """Return the options model of its implementation of `hook`."""
+        return self.options_models[hook_function(hook)]
+
+
+def import_plugin(info: PluginInfo) -> object:
+    """Import the object an entry point names.
+
+    Raises:
+        MissingDependencyError: It needs a package that is not installed.
+        BrokenPluginError: It raises while it is imported, or names nothing.
+    """
+    module_name, _, attribute = info.value.partition(":")
+    try:
+        plugin: object = importlib.import_module(module_name.strip())
+        for part in attribute.split("[")[0].strip().split(".") if attribute else ():
+            plugin = getattr(plugin, part)
+    except ModuleNotFoundError as err:
+        raise missing_dependency(info, err) from err
+    except KeyboardInterrupt:
+        raise
+    except BaseException as err:  # a plugin may even call sys.exit while it is imported
+        found = f"{info.value} does not import: {type(err).__name__}: {err}{_place(err)}"
+        hint = f"Mend or remove it: pip uninstall {info.distribution}"
+        raise BrokenPluginError(build_message(info.where, found, action=hint)) from err
+    return plugin
+
+
+def missing_dependency(info: PluginInfo, err: ModuleNotFoundError) -> MissingDependencyError:
+    """Return the error that names the missing package and the line that installs it."""
+    package = (err.name or "").partition(".")[0] or str(err)
+    extra = extra_for(info.distribution, package)
+    target = f'"{info.distribution}[{extra}]"' if extra else package
+    found = f"needs the package {package!r}, which is not installed"
+    hint = f"Install it: pip install {target}"
+    return MissingDependencyError(build_message(info.where, found, action=hint))
+
+
+def load_backend(info: PluginInfo, plugin: object) -> Backend:
+    """Check an imported plugin against the contract.
+
+    Args:
+        info: Where it comes from.
+        plugin: A module or an instance with hookimpls.
+
+    Raises:
+        BrokenPluginError: It was written for another API, has an undecorated or misspelt hook
+            function, takes an argument the hook does not have, has an options annotation that is
+            no options model, or does not implement its hook.
+    """
+    _check_api(info, plugin)
+    functions = dict(_hook_functions(info, plugin))
+    manager = new_manager()
+    try:
+        manager.register(plugin, name=info.name)
+        manager.check_pending()
+    except pluggy.PluginValidationError as err:
+        found = str(err).replace("\n", "; ")
+        expected = f"a subset of the arguments that {PROJECT}.hookspecs declares"
+        raise BrokenPluginError(build_message(info.where, found, expected)) from err
+    _check_role(info, functions)
+    models = {name: _options_model(info, name, function) for name, function in functions.items()}
+    doc = inspect.getdoc(plugin) or ""
+    return Backend(info, plugin, models, doc.strip().split("\n")[0])
+
+
+def new_manager() -> pluggy.PluginManager:
+    """Return a manager that knows the five contracts and no plugin."""
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(hookspecs)
+    return manager
+
+
+def _check_api(info: PluginInfo, plugin: object) -> None:
+    api = getattr(plugin, f"{PROJECT}_api", API_VERSION)
+    if isinstance(api, bool) or not isinstance(api, int) or api < 1:
+        found = f"{PROJECT}_api is {api!r}"
+        raise BrokenPluginError(build_message(info.where, found, f"an integer <= {API_VERSION}"))
+    if api > API_VERSION:
+        found = f"was written for API {api} of {PROJECT}; this {PROJECT} has {API_VERSION}"
+        hint = f"Install a newer {PROJECT} (pip install --upgrade {PROJECT}) or an older plugin."
+        raise BrokenPluginError(build_message(info.where, found, action=hint))
+
+
+def _hook_functions(info: PluginInfo, plugin: object) -> Iterator[tuple[str, Any]]:
+    for name in dir(plugin):
+        function = getattr(plugin, name, None) if name.startswith(f"{PROJECT}_") else None
+        if not inspect.isroutine(function):
+            continue
+        where = f"{info.where} {name}"
+        if name not in _FUNCTIONS:
+            expected = f"one of {', '.join(_FUNCTIONS)}"
+            hint = did_you_mean(name, _FUNCTIONS)
+            raise BrokenPluginError(build_message(where, "is no hook", expected, hint))
+        if not hasattr(function, f"{PROJECT}_impl"):
+            hint = (
+                f"Write @{PROJECT}.hookimpl above it; without, it would silently never be called."
+            )
+            raise BrokenPluginError(build_message(where, "is not decorated", action=hint))
+        yield name, function
+
+
+def _check_role(info: PluginInfo, functions: dict[str, Any]) -> None:
+    if info.role == "wrap":
+        plain = [n for n, f in functions.items() if not getattr(f, f"{PROJECT}_impl")["wrapper"]]
+        if plain or not functions:
+            found = f"{', '.join(plain) or 'it'} wraps no hook"
+            expected = "functions marked @hookimpl(wrapper=True) in the group dovetail.plugins"
+            raise BrokenPluginError(build_message(info.where, found, expected))
+        return
+    wanted = hook_function(info.role)
+    if wanted not in functions:
+        found = f"has no {wanted}" + (f", only {', '.join(functions)}" if functions else "")
+        expected = f"a function {wanted} marked with @hookimpl"
+        raise BrokenPluginError(build_message(info.where, found, expected))
+
+
+def _options_model(info: PluginInfo, name: str, function: Any) -> type[PluginOptions]:
+    target = inspect.unwrap(function)
+    annotation = inspect.signature(target).parameters.get("options")
+    model: Any = annotation.annotation if annotation is not None else inspect.Parameter.empty
+    where = f"{info.where} hook {name}"
+    if isinstance(model, str):
+        # Only this annotation is evaluated: the others may name types for type checkers only.
+        try:
+            model = eval(model, getattr(target, "__globals__", {}))  # noqa: S307 - its own source
+        except Exception as err:
+            found = f"the annotation of options, {model!r}, cannot be resolved: {err}"
+            hint = "Define the options model at the top of the module, outside TYPE_CHECKING."
+            raise BrokenPluginError(build_message(where, found, action=hint)) from err
+    if model is inspect.Parameter.empty or model is Any:
+        return PluginOptions
+    if not (isinstance(model, type) and issubclass(model, PluginOptions)):
+        found = f"options is annotated with {model!r}"
+        raise BrokenPluginError(
+            build_message(where, found, f"a subclass of {PROJECT}.PluginOptions")
+        )
+    return model
+
+
+def _place(err: BaseException) -> str:
+    """Return ` (file:line)` of the innermost frame, so that its author can go there."""
+    frames = traceback.extract_tb(err.__traceback__)
+    frames = [f for f in frames if "importlib" not in f.filename]
+    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
