@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_che
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    import torch
     from torch import Tensor, nn
 
     from dovetail.task import TensorSpec
@@ -77,6 +76,21 @@ class AccumulationStats:
         )
 
 
+@dataclass(frozen=True)
+class WindowResult:
+    """What became of the last closed window."""
+
+    loss: float
+    """Mean loss over the window's items."""
+    items: float
+    """Items in the window."""
+    grad_norm: float | None
+    """Norm of its gradient before clipping, where it was computed."""
+    num_micro_batches: int
+    is_skipped: bool
+    """Whether loss or gradient were not finite, so that no step was taken."""
+
+
 @runtime_checkable
 class Accumulator(Protocol):
     """Owns backward, clipping, the optimizer step and zeroing the gradients.
@@ -84,6 +98,11 @@ class Accumulator(Protocol):
     The gradient of a step is that of `sum(n_i * l_i) / sum(n_i)` over the micro-batches `i` of
     the window and all ranks, where `l_i` is a mean over `n_i` items.
     """
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches in a full window."""
+        ...
 
     @property
     def effective_step(self) -> int:
@@ -98,6 +117,11 @@ class Accumulator(Protocol):
     @property
     def stats(self) -> AccumulationStats:
         """Counts and the last gradient norm."""
+        ...
+
+    @property
+    def last_window(self) -> WindowResult | None:
+        """What became of the last closed window; `None` before the first one closed."""
         ...
 
     def micro_batch(self, is_final_batch: bool = False) -> AbstractContextManager[Any]:

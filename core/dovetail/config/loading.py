@@ -56,6 +56,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def _parse(text: str, where: str, *, is_json: bool) -> dict[str, Any]:
+    data: Any
     try:
         data = json.loads(text) if is_json else tomllib.loads(text)
     except json.JSONDecodeError as err:
@@ -67,7 +68,8 @@ def _parse(text: str, where: str, *, is_json: bool) -> dict[str, Any]:
     if not isinstance(data, dict):
         found = f"holds a {type(data).__name__}"
         raise ConfigError(build_message(where, found, "an object with one key per section"))
-    return data
+    tables: dict[str, Any] = data
+    return tables
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         ConfigError: A setting has no `=`, no path, or a value that is not TOML; all of them in
             one message.
     """
-    result = _copy(data)
+    result: dict[str, Any] = _copy(data)
     problems: list[str] = []
     for override in overrides:
         key, sign, raw = override.partition("=")
@@ -112,7 +114,8 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
 
 def _read_value(raw: str) -> Any:
     try:
-        return tomllib.loads(f"value = {raw}")["value"]
+        tables: dict[str, Any] = tomllib.loads(f"value = {raw}")
+        return tables["value"]
     except tomllib.TOMLDecodeError:
         if _BARE_WORD.fullmatch(raw):
             return raw

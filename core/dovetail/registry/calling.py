@@ -170,7 +170,8 @@ class Registry:
         from torch import nn
 
         arguments = {"model": model, "task": task, "options": options}
-        return self._call("compile", name, arguments, nn.Module)
+        part: nn.Module = self._call("compile", name, arguments, nn.Module)
+        return part
 
     def collate(self, name: str, task: TaskSpec, options: Any) -> Collator:
         """Call `dovetail_collate` of one backend."""
@@ -267,12 +268,12 @@ class Registry:
         if part is None:
             found = "answered None" + (f" for the modality {asked!r}" if asked else "")
             hint = f"Choose another backend: {hook}.use."
-            raise PluginError(build_message(where, found, f"a {kind.__name__}", hint))
+            raise PluginError(build_message(where, found, _article(kind), hint))
         if not isinstance(part, kind):
             lacking = [m for m in _members(kind) if not hasattr(part, m)]
             found = f"answered a {type(part).__name__}"
             found += f" without {', '.join(lacking)}" if lacking else ""
-            raise BrokenPluginError(build_message(where, found, f"a {kind.__name__}"))
+            raise BrokenPluginError(build_message(where, found, _article(kind)))
         return part
 
     def _chain(self, hook: HookName, backend: Backend, arguments: dict[str, Any]) -> Any:
@@ -314,6 +315,10 @@ def _lock_row(info: PluginInfo, options: PluginOptions | None) -> dict[str, str]
         "version": info.version,
         "options_sha256": digest,
     }
+
+
+def _article(kind: type) -> str:
+    return f"an {kind.__name__}" if kind.__name__[0] in "AEIOU" else f"a {kind.__name__}"
 
 
 def _members(kind: type) -> list[str]:

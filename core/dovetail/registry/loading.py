@@ -161,7 +161,7 @@ def _options_model(info: PluginInfo, name: str, function: Any) -> type[PluginOpt
     if isinstance(model, str):
         # Only this annotation is evaluated: the others may name types for type checkers only.
         try:
-            model = eval(model, getattr(target, "__globals__", {}))  # noqa: S307 - its own source
+            model = eval(model, getattr(target, "__globals__", {}))
         except Exception as err:
             found = f"the annotation of options, {model!r}, cannot be resolved: {err}"
             hint = "Define the options model at the top of the module, outside TYPE_CHECKING."
@@ -178,6 +178,6 @@ def _options_model(info: PluginInfo, name: str, function: Any) -> type[PluginOpt
 
 def _place(err: BaseException) -> str:
     """Return ` (file:line)` of the innermost frame, so that its author can go there."""
-    frames = traceback.extract_tb(err.__traceback__)
-    frames = [f for f in frames if "importlib" not in f.filename]
+    trace = traceback.extract_tb(err.__traceback__)
+    frames = [f for f in trace if "importlib" not in f.filename]
     return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""

@@ -1,0 +1,324 @@
+"""The whole job: a config in, a trained model, its metrics and a proven bundle out."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dovetail.errors import ConfigError, DovetailError, build_message
+from dovetail.preflight import (
+    CheckedConfig,
+    ConfigSource,
+    build_model,
+    build_splits,
+    check_config,
+    try_one_batch,
+)
+from dovetail.run.checkpoint import (
+    Progress,
+    last_checkpoint,
+    load_progress,
+    load_state,
+    load_weights,
+    seed_everything,
+)
+from dovetail.run.device import build_scaler, choose_device
+from dovetail.run.fit import FitParts, Loop
+from dovetail.run.folder import check_same_run, create_run_folder, find_run
+from dovetail.run.loader import EpochLoader, build_loader, primary_input, take_batches
+from dovetail.run.losses import build_objective
+from dovetail.run.observer import RunObserver, RunPlan
+from dovetail.run.schedule import LearningRate, build_optimizer, count_steps
+from dovetail.run.tracking import Tracking, read_metrics
+from dovetail.types import Collator, Recipe, RunInfo
+
+if TYPE_CHECKING:
+    from dovetail.bundle.build import BundleReport
+    from dovetail.registry import Registry
+
+PROOF_BATCH_SIZES = (1, 2, 3, 8)
+"""Batch sizes at which every artifact is compared with the trained model."""
+
+EXAMPLE_BATCH_SIZE = 4
+"""Batch size of the export itself; none of the sizes of the proof."""
+
+_FIXED_ON_RESUME = (
+    "run.seed",
+    "model.",
+    "data.factory",
+    "data.kwargs",
+    "data.shuffle",
+    "task.",
+    "train.batch_size",
+    "train.optimizer",
+    "train.precision",
+    "collate.",
+    "accumulate.",
+)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run left behind."""
+
+    status: str
+    """"completed", "stopped early" or "interrupted"."""
+    run_dir: Path
+    final_metrics: Mapping[str, float]
+    best_metrics: Mapping[str, float]
+    """Metrics of the best checkpoint."""
+    best_checkpoint: Path | None
+    last_checkpoint: Path | None
+    num_steps: int
+    duration_s: float
+    model: nn.Module
+    """The model with the weights of the best checkpoint."""
+    bundle: BundleReport | None = None
+    """What was exported; `None` where nothing was to be."""
+
+    @property
+    def metrics_path(self) -> Path:
+        """The metric log."""
+        return self.run_dir / "metrics.jsonl"
+
+    @property
+    def metrics(self) -> Any:
+        """All metrics as a table; see `dovetail.read_metrics`."""
+        return read_metrics(self.run_dir)
+
+
+def train(
+    config: ConfigSource,
+    overrides: Sequence[str] = (),
+    *,
+    model: nn.Module | None = None,
+    data: Any = None,
+    resume: str | Path | None = None,
+    registry: Registry | None = None,
+    observer: RunObserver | None = None,
+) -> TrainingResult:
+    """Train a model as a config says, and export it.
+
+    Args:
+        config: A TOML or JSON file, plain tables, or a `TrainingConfig`.
+        overrides: Settings such as `train.lr=3e-4`, applied on top.
+        model: A model, in place of `[model] factory`.
+        data: Splits, in place of `[data] factory`: a mapping with "train" and "validation", a pair,
+            or one data set; each a data set or a `DataLoader` of your own.
+        resume: Folder of a run to go on with, or "latest".
+        registry: Where backends come from; the process's own without it.
+        observer: Hears of the run's progress.
+
+    Returns:
+        Metrics, paths, the trained model and the bundle's report.
+
+    Raises:
+        ConfigError: Something in the config or the arguments does not fit. Nothing was written.
+        DataError: Data or labels do not fit.
+        ModelError: The model does not take the data, or its output does not fit the loss.
+        RunError: The run cannot start or go on.
+        ExportError: No format could be exported; the checkpoints are there.
+    """
+    checked = check_config(config, overrides, registry=registry)
+    return Job(checked, model, data, observer or RunObserver()).run(resume)
+
+
+class Job:
+    """One run, from checked config to result.
+
+    Args:
+        checked: The config with its backends.
+        model: A model in place of the config's factory.
+        data: Splits in place of the config's factory.
+        observer: Hears of the progress.
+    """
+
+    def __init__(
+        self, checked: CheckedConfig, model: nn.Module | None, data: Any, observer: RunObserver
+    ) -> None:
+        self._checked = checked
+        self._config = checked.config
+        self._registry = checked.registry
+        self._observer = observer
+        self._device = choose_device(self._config.train.device)
+        self._recipe = None if model is not None else build_recipe(checked)
+        seed_everything(self._config.run.seed)
+        torch.use_deterministic_algorithms(self._config.run.deterministic)
+        self._model = build_model(checked, model).to(self._device)
+        self._splits = build_splits(checked, data)
+        self._collator = None if self._splits.has_own_loaders else self._build_collator()
+        self._transform = self._find_transform()
+        self._exporters = {
+            name: self._registry.export(name, self._config.task, options)
+            for name, options in checked.options("export").items()
+        }
+
+    def run(self, resume: str | Path | None = None) -> TrainingResult:
+        """Do the job; see `train`."""
+        start_s = time.perf_counter()
+        resumed_dir, progress = self._find_start(resume)
+        parts, plan = self._prepare(progress)
+        run_dir = resumed_dir or create_run_folder(
+            self._config, self._registry.lock(self._checked.backends)
+        )
+        with self._open_tracking(run_dir, progress, is_new=resumed_dir is None) as tracking:
+            if resumed_dir is not None:
+                checkpoint = last_checkpoint(run_dir)
+                load_weights(checkpoint, self._model)
+                load_state(checkpoint, parts.saved)
+            self._observer.on_start(plan, run_dir)
+            loop = Loop(parts, tracking.log, run_dir / "checkpoints", progress, self._device)
+            fitted = loop.run()
+            if fitted.best_checkpoint is not None:
+                load_weights(fitted.best_checkpoint, self._model)
+            bundle = None
+            if self._exporters and fitted.status != "interrupted":
+                bundle = self._export(_bundle_path(run_dir, fitted.progress.step))
+            tracking.status = fitted.status
+        return TrainingResult(
+            status=fitted.status,
+            run_dir=run_dir,
+            final_metrics=fitted.metrics,
+            best_metrics=fitted.best_metrics or fitted.metrics,
+            best_checkpoint=fitted.best_checkpoint,
+            last_checkpoint=fitted.last_checkpoint,
+            num_steps=fitted.progress.step,
+            duration_s=time.perf_counter() - start_s,
+            model=self._model,
+            bundle=bundle,
+        )
+
+    def _find_start(self, resume: str | Path | None) -> tuple[Path | None, Progress]:
+        if resume is None:
+            return None, Progress()
+        run_dir = find_run(self._config.run, resume)
+        check_same_run(self._config, run_dir, _FIXED_ON_RESUME)
+        progress = load_progress(last_checkpoint(run_dir))
+        is_trained = progress.epoch >= self._config.train.epochs
+        if is_trained and (not self._exporters or (run_dir / "bundle").exists()):
+            found = f"run {str(run_dir)!r} has done all its {progress.epoch} epochs"
+            hint = "Raise it to train on."
+            raise ConfigError(build_message("config train.epochs", found, action=hint))
+        return run_dir, progress
+
+    def _prepare(self, progress: Progress) -> tuple[FitParts, RunPlan]:
+        """Make everything the loop works with, and try it on one batch."""
+        config, train = self._config, self._config.train
+        train_loader = self._build_loader(self._splits.train, is_training=True)
+        validation_loader = None
+        if self._splits.validation is not None:
+            validation_loader = self._build_loader(self._splits.validation, is_training=False)
+        elif train.patience is not None:
+            found = f"got {train.patience}, and the data have no validation split"
+            hint = "Return one from the data factory, or remove the key."
+            raise ConfigError(build_message("config train.patience", found, action=hint))
+        objective = build_objective(config.task, train.loss, self._checked.directory)
+        try_one_batch(self._model, train_loader, objective, self._transform)
+        optimizer = build_optimizer(self._model, train, self._checked.directory)
+        scaler = build_scaler(train, self._device)
+        model = self._model
+        for name, options in self._checked.options("compile").items():
+            model = self._registry.compile(name, model, config.task, options)
+        ((name, options),) = self._checked.options("accumulate").items()
+        accumulator = self._registry.accumulate(name, model, optimizer, scaler, options)
+        total_steps = count_steps(train, train_loader.num_batches, accumulator.accumulation_steps)
+        parts = FitParts(
+            model=model,
+            train_loader=train_loader,
+            validation_loader=validation_loader,
+            objective=objective,
+            accumulator=accumulator,
+            learning_rate=LearningRate(optimizer, train, total_steps),
+            config=train,
+            saved={"optimizer": optimizer, "scaler": scaler, "accumulator": accumulator},
+            transform=self._transform,
+            observer=self._observer,
+        )
+        plan = RunPlan(
+            name=config.run.name,
+            device=str(self._device),
+            num_parameters=sum(p.numel() for p in model.parameters()),
+            num_epochs=train.epochs,
+            batches_per_epoch=train_loader.num_batches,
+            total_steps=total_steps,
+            first_epoch=progress.epoch,
+        )
+        return parts, plan
+
+    def _open_tracking(self, run_dir: Path, progress: Progress, *, is_new: bool) -> Tracking:
+        params = self._config.to_flat_dict()
+        info = RunInfo(self._config.run.name, run_dir.name, run_dir, params)
+        try:
+            trackers = {
+                name: self._registry.log(name, info, options)
+                for name, options in self._checked.options("log").items()
+            }
+        except DovetailError:
+            if is_new:
+                shutil.rmtree(run_dir, ignore_errors=True)
+            raise
+        return Tracking(run_dir, trackers, params, None if is_new else progress.log_bytes)
+
+    def _build_collator(self) -> Collator:
+        ((name, options),) = self._checked.options("collate").items()
+        return self._registry.collate(name, self._config.task, options)
+
+    def _find_transform(self) -> tuple[str, nn.Module] | None:
+        module = getattr(self._collator, "device_transform", None)
+        if not isinstance(module, nn.Module):
+            return None
+        return primary_input(self._config.task), module.to(self._device).eval()
+
+    def _build_loader(self, split: Any, *, is_training: bool) -> EpochLoader:
+        return build_loader(
+            split, self._config, self._collator, self._device, is_training=is_training
+        )
+
+    def _export(self, destination: Path) -> BundleReport:
+        from dovetail.bundle.build import build_bundle
+
+        split = self._splits.train if self._splits.validation is None else self._splits.validation
+        sizes = (EXAMPLE_BATCH_SIZE, *PROOF_BATCH_SIZES)
+        name = primary_input(self._config.task)
+        example, *golden = take_batches(split, self._collator, name, sizes)
+        return build_bundle(
+            self._model,
+            self._config.task,
+            self._exporters,
+            example,
+            golden,
+            destination,
+            transform=None if self._transform is None else self._transform[1],
+            recipe=self._recipe,
+            training_config=self._config.to_dict(),
+            progress=self._observer.on_export,
+        )
+
+
+def build_recipe(checked: CheckedConfig) -> Recipe | None:
+    """Return how the config's model is built again in another process."""
+    config = checked.config.model
+    if config.factory is None:
+        return None
+    return Recipe(config.factory, dict(config.kwargs), _source_dir(config.factory, checked))
+
+
+def _bundle_path(run_dir: Path, step: int) -> Path:
+    """Return where the bundle goes; a run that was trained on keeps its earlier one."""
+    path = run_dir / "bundle"
+    return path.with_name(f"bundle-step-{step:06d}") if path.exists() else path
+
+
+def _source_dir(factory: str, checked: CheckedConfig) -> Path | None:
+    if checked.directory is None:
+        return None
+    top = factory.partition(":")[0].partition(".")[0]
+    candidates = (checked.directory / f"{top}.py", checked.directory / top / "__init__.py")
+    return checked.directory if any(path.is_file() for path in candidates) else None

@@ -1,0 +1,258 @@
+"""Everything that can fail late, tried early: before a run has a folder and a first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dovetail._markers import HOOKS, HookName
+from dovetail.config import (
+    AUTO,
+    PluginOptions,
+    TrainingConfig,
+    apply_overrides,
+    parse_config,
+    read_config_file,
+)
+from dovetail.errors import (
+    ConfigError,
+    DataError,
+    DovetailError,
+    ModelError,
+    PluginError,
+    build_message,
+    join_problems,
+)
+from dovetail.imports import call_factory
+from dovetail.registry import Registry, default_registry
+from dovetail.run.checkpoint import random_state, set_random_state
+from dovetail.run.evaluate import evaluation_mode
+from dovetail.run.loader import Batch, EpochLoader, Splits, as_splits
+from dovetail.run.losses import Objective
+from dovetail.signature import build_call, unwrap
+
+ConfigSource = str | Path | Mapping[str, Any] | TrainingConfig
+
+
+@dataclass(frozen=True)
+class CheckedConfig:
+    """A config whose every field fits, with the backends it names loaded."""
+
+    config: TrainingConfig
+    directory: Path | None
+    """Folder of the config file; modules and relative paths are looked for in it."""
+    registry: Registry
+    backends: Mapping[HookName, Mapping[str, PluginOptions]]
+    """Options of each chosen backend, by hook and name."""
+
+    def options(self, hook: HookName) -> Mapping[str, PluginOptions]:
+        """Return the chosen backends of a hook with their options."""
+        return self.backends.get(hook, {})
+
+
+def check_config(
+    source: ConfigSource,
+    overrides: Sequence[str] = (),
+    *,
+    registry: Registry | None = None,
+    needs_collator: bool = True,
+) -> CheckedConfig:
+    """Read a config and check all of it, the options of its backends too.
+
+    Args:
+        source: A file, plain tables, or a config.
+        overrides: Settings such as `train.lr=3e-4`.
+        registry: Where backends come from; the process's own without it.
+        needs_collator: Whether the run collates; one with the user's own loaders does not.
+
+    Raises:
+        ConfigError: Anything does not fit; everything that was found is in one message.
+        PluginError: A backend is broken.
+    """
+    directory: Path | None = None
+    if isinstance(source, TrainingConfig):
+        tables: Mapping[str, Any] = source.to_dict()
+    elif isinstance(source, Mapping):
+        tables = source
+    else:
+        path = Path(source)
+        tables = read_config_file(path)
+        directory = path.resolve().parent
+    tables = apply_overrides(tables, overrides)
+    config, problems = parse_config(tables)
+    # Options are checked even where other sections are wrong, so that one look shows it all.
+    lenient = config or _readable_part(tables)
+    registry = (registry or default_registry()).with_wrappers(lenient.run.plugins)
+    backends, more, broken = _check_backends(lenient, registry, directory, needs_collator)
+    problems += more
+    if problems or config is None:
+        title = f"config {str(source)!r}" if isinstance(source, str | Path) else "config"
+        raise ConfigError(join_problems(title, problems), problems)
+    if broken:
+        raise broken[0]
+    return CheckedConfig(config, directory, registry, backends)
+
+
+def _readable_part(tables: Mapping[str, Any]) -> TrainingConfig:
+    """Return a config of those sections that are right by themselves."""
+    sections = {}
+    for name, table in tables.items():
+        if parse_config({name: table})[0] is not None:
+            sections[name] = table
+    return parse_config(sections)[0] or TrainingConfig()
+
+
+def _check_backends(
+    config: TrainingConfig, registry: Registry, directory: Path | None, needs_collator: bool
+) -> tuple[dict[HookName, dict[str, PluginOptions]], list[str], list[PluginError]]:
+    chosen: dict[HookName, dict[str, PluginOptions]] = {}
+    problems: list[str] = []
+    broken: list[PluginError] = []
+
+    def attempt(call: Any) -> Any:
+        try:
+            return call()
+        except ConfigError as err:
+            problems.extend(err.problems)
+        except PluginError as err:
+            broken.append(err)
+        return None
+
+    for wrapper in config.run.plugins:
+        attempt(lambda w=wrapper: registry.load("wrap", w))
+    for hook in HOOKS:
+        section = config.hook_section(hook)
+        chosen[hook] = {}
+        for name in section.names:
+            table = _table_for(registry, hook, name, section.options)
+            options = attempt(
+                lambda h=hook, n=name, t=table: registry.build_options(h, n, t, directory)
+            )
+            if options is not None:
+                chosen[hook][name] = options
+        if getattr(section, "use", "") == AUTO and needs_collator:
+            found = attempt(
+                lambda s=section: registry.find_collator(config.task, s.options, directory)
+            )
+            if found is not None:
+                chosen[hook][found[0]] = found[1]
+        problems += _check_tables(registry, hook, section.options)
+    return chosen, problems, broken
+
+
+def _table_for(
+    registry: Registry, hook: HookName, name: str, tables: Mapping[str, Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """Return the options table of a backend, which never carries the distribution's name."""
+    return tables.get(name.rpartition(":")[2], {})
+
+
+def _check_tables(
+    registry: Registry, hook: HookName, tables: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Refuse options of a backend that does not exist; those of one that sleeps may stay."""
+    problems = []
+    for name in tables:
+        try:
+            registry.find(hook, name)
+        except ConfigError as err:
+            message = str(err).replace(f"config {hook}.use:", f"config {hook}.{name}:", 1)
+            problems.append(message)
+    return problems
+
+
+def build_model(checked: CheckedConfig, model: nn.Module | None) -> nn.Module:
+    """Return the model given, or the one the config's factory makes.
+
+    Raises:
+        ConfigError: There is neither, or the factory does not import, run, or return a module.
+    """
+    config = checked.config.model
+    if model is None:
+        if config.factory is None:
+            hint = 'Write factory = "module:function", or pass model= to dovetail.train.'
+            raise ConfigError(build_message("config model.factory", "nothing given", "", hint))
+        model = call_factory(
+            config.factory, dict(config.kwargs), where="config model", search_dir=checked.directory
+        )
+    if not isinstance(model, nn.Module):
+        where = "config model.factory" if config.factory else "argument model"
+        found = f"gave a {type(model).__name__}"
+        raise ConfigError(build_message(where, found, "a torch.nn.Module"))
+    return model
+
+
+def build_splits(checked: CheckedConfig, data: Any) -> Splits:
+    """Return the splits of the data given, or of the config's factory.
+
+    Raises:
+        ConfigError: There is neither, or the factory does not import or run.
+        DataError: What it returns is no split, or a split is empty.
+    """
+    if data is not None:
+        return as_splits(data, "argument data")
+    config = checked.config.data
+    if config.factory is None:
+        hint = 'Write factory = "module:function", or pass data= to dovetail.train.'
+        raise ConfigError(build_message("config data.factory", "nothing given", "", hint))
+    made = call_factory(
+        config.factory, dict(config.kwargs), where="config data", search_dir=checked.directory
+    )
+    return as_splits(made, f"config data.factory ({config.factory})")
+
+
+def try_one_batch(
+    model: nn.Module,
+    loader: EpochLoader,
+    objective: Objective,
+    transform: tuple[str, nn.Module] | None,
+) -> None:
+    """Run one batch through model and loss, and leave no trace.
+
+    Args:
+        model: On its device, not compiled yet.
+        loader: Gives the batch.
+        objective: The loss.
+        transform: Input name and the preprocessing that runs on the device.
+
+    Raises:
+        ModelError: The model does not take the batch, or its output does not fit the loss.
+        DataError: There is no batch, it cannot be collated, or the labels do not fit.
+    """
+    state = random_state()
+    try:
+        batch = next(loader.iterate(0), None)
+        if batch is None:
+            raise DataError(build_message("data split 'train'", "gave no batch"))
+        _forward(model, dict(batch), objective, transform)
+    finally:
+        set_random_state(state)
+
+
+def _forward(
+    model: nn.Module,
+    batch: Batch,
+    objective: Objective,
+    transform: tuple[str, nn.Module] | None,
+) -> None:
+    call = build_call(model, list(batch), needs_labels=objective.needs_labels_in_model)
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            if transform is not None:
+                batch[transform[0]] = transform[1](batch[transform[0]])
+            outputs = call(batch)
+            objective.loss(outputs, batch)
+            objective.metrics(outputs, batch)
+    except DovetailError:
+        raise
+    except Exception as err:
+        shapes = ", ".join(f"{k} {tuple(v.shape)} {v.dtype}" for k, v in batch.items())
+        found = f"fails on the first batch ({shapes}): {type(err).__name__}: {err}"
+        hint = "Check that the model fits the data; the cause's traceback shows where."
+        where = f"model {type(unwrap(model)).__name__}"
+        raise ModelError(build_message(where, found, action=hint)) from err

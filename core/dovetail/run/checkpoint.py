@@ -1,0 +1,221 @@
+"""Checkpoints: written aside and renamed, weights as safetensors, nothing that executes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from dovetail.errors import CheckpointError, build_message
+from dovetail.signature import unwrap
+
+_WEIGHTS = "model.safetensors"
+_STATE = "state.pt"
+_PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0
+    """Optimizer steps taken."""
+    epoch: int = 0
+    """The epoch that is under way, from 0."""
+    micro_batch: int = 0
+    """Micro-batches of that epoch that are done."""
+    micro_step: int = 0
+    """Micro-batches done in all."""
+    items: int = 0
+    """Items trained on."""
+    best_value: float | None = None
+    """Best value of the monitored metric."""
+    best_step: int | None = None
+    num_bad_evaluations: int = 0
+    """Evaluations since the best one."""
+    log_bytes: int = 0
+    """Length of the metric log."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The last value of every metric."""
+    best_metrics: Mapping[str, float] = field(default_factory=dict)
+    """The metrics of the best evaluation."""
+
+
+def save_checkpoint(
+    directory: Path, model: nn.Module, parts: Mapping[str, Any], progress: Progress
+) -> Path:
+    """Write a checkpoint beside its place and rename it when it is whole.
+
+    Args:
+        directory: Folder of the run's checkpoints.
+        model: Its weights are written under the keys of the user's own module.
+        parts: What else has a `state_dict`, by name; `None` values are left out.
+        progress: How far the run has come.
+
+    Returns:
+        The checkpoint's folder, `step-000100`.
+
+    Raises:
+        CheckpointError: It cannot be written; an earlier one stays whole.
+    """
+    target = checkpoint_path(directory, progress.step)
+    aside = directory / f".{target.name}.partial"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        save_model(unwrap(model), str(aside / _WEIGHTS))
+        state = {name: part.state_dict() for name, part in parts.items() if part is not None}
+        torch.save({**state, "random": random_state()}, aside / _STATE)
+        (aside / _PROGRESS).write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
+        for file in aside.iterdir():
+            _sync(file)
+        _replace(target, aside)
+    except OSError as err:
+        shutil.rmtree(aside, ignore_errors=True)
+        found = f"cannot be written: {err.strerror or err}"
+        hint = "Free space or choose another run.dir; earlier checkpoints are whole."
+        where = f"checkpoint {str(target)!r}"
+        raise CheckpointError(build_message(where, found, action=hint)) from err
+    return target
+
+
+def checkpoint_path(directory: Path, step: int) -> Path:
+    """Return the folder of the checkpoint after `step` optimizer steps."""
+    return directory / f"step-{step:06d}"
+
+
+def _replace(target: Path, new: Path) -> None:
+    """Put a whole folder in the place of another, which is there until the very last moment."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def load_progress(path: Path) -> Progress:
+    """Read how far the run of a checkpoint had come.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or not of this form.
+    """
+    try:
+        return Progress(**json.loads((path / _PROGRESS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as err:
+        found = f"cannot be read: {err}"
+        raise CheckpointError(build_message(f"checkpoint {str(path)!r}", found)) from err
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Load a checkpoint's weights, every key of the model and no other.
+
+    Raises:
+        CheckpointError: They are missing, damaged, or of another model.
+    """
+    try:
+        load_model(unwrap(model), str(path / _WEIGHTS), strict=True)
+    except Exception as err:
+        found = f"does not fit {type(unwrap(model)).__name__}: {err}"
+        hint = "Resume with the model it was saved from."
+        raise CheckpointError(
+            build_message(f"checkpoint {str(path)!r}", found, action=hint)
+        ) from err
+
+
+def load_state(path: Path, parts: Mapping[str, Any]) -> None:
+    """Restore everything but the weights, the random generators last.
+
+    Args:
+        path: The checkpoint's folder.
+        parts: What `save_checkpoint` was given.
+
+    Raises:
+        CheckpointError: It is missing, damaged, or lacks a part.
+    """
+    try:
+        state = torch.load(path / _STATE, weights_only=True, map_location="cpu")
+        for name, part in parts.items():
+            if part is not None:
+                part.load_state_dict(state[name])
+        set_random_state(state["random"])
+    except Exception as err:
+        found = f"cannot be restored: {type(err).__name__}: {err}"
+        hint = "Resume with the config it was saved with."
+        raise CheckpointError(
+            build_message(f"checkpoint {str(path)!r}", found, action=hint)
+        ) from err
+
+
+def random_state() -> dict[str, Any]:
+    """Return the states of all random generators, as tensors and numbers."""
+    version, keys, gauss = random.getstate()
+    _, np_keys, np_pos, np_has_gauss, np_gauss = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": {"version": version, "keys": list(keys), "gauss": gauss},
+        "numpy": {
+            "keys": torch.from_numpy(np.asarray(np_keys).astype(np.int64)),
+            "position": int(np_pos),
+            "has_gauss": int(np_has_gauss),
+            "gauss": float(np_gauss),
+        },
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Restore what `random_state` returned."""
+    python, numpy = state["python"], state["numpy"]
+    random.setstate((python["version"], tuple(python["keys"]), python["gauss"]))
+    keys = numpy["keys"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, numpy["position"], numpy["has_gauss"], numpy["gauss"]))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators, on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def prune(directory: Path, keep: set[Path]) -> None:
+    """Remove checkpoints that are neither the best nor the last."""
+    for path in directory.glob("step-*"):
+        if path not in keep:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def last_checkpoint(run_dir: Path) -> Path:
+    """Return the newest whole checkpoint of a run.
+
+    Raises:
+        CheckpointError: The run has none.
+    """
+    paths = (run_dir / "checkpoints").glob("step-*")
+    found = sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
+    if not found:
+        where = f"run {str(run_dir)!r}"
+        raise CheckpointError(build_message(where, "has no checkpoint", action="Start it anew."))
+    return found[-1]

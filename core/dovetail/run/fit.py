@@ -1,0 +1,356 @@
+"""The loop: batches in, optimizer steps and records out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from dovetail.config import TrainConfig
+from dovetail.errors import (
+    ConfigError,
+    DataError,
+    NonFiniteLossError,
+    build_message,
+    did_you_mean,
+)
+from dovetail.run.checkpoint import Progress, checkpoint_path, prune, save_checkpoint
+from dovetail.run.device import build_autocast
+from dovetail.run.evaluate import evaluate
+from dovetail.run.interrupt import Interrupt
+from dovetail.run.loader import Batch, EpochLoader
+from dovetail.run.losses import Objective
+from dovetail.run.observer import RunObserver
+from dovetail.run.schedule import LearningRate
+from dovetail.run.tracking import MetricLog
+from dovetail.signature import build_call
+from dovetail.types import Accumulator, WindowResult
+
+Status: TypeAlias = Literal["completed", "stopped early", "interrupted"]
+
+
+@dataclass
+class FitParts:
+    """Everything the loop works with, made before it starts."""
+
+    model: nn.Module
+    train_loader: EpochLoader
+    validation_loader: EpochLoader | None
+    objective: Objective
+    accumulator: Accumulator
+    learning_rate: LearningRate
+    config: TrainConfig
+    saved: Mapping[str, Any]
+    """Parts with a `state_dict` that a checkpoint keeps."""
+    transform: tuple[str, nn.Module] | None = None
+    """Name of the input that is preprocessed on the device, and what does it."""
+    observer: RunObserver = field(default_factory=RunObserver)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How the loop ended."""
+
+    status: Status
+    progress: Progress
+    metrics: dict[str, float]
+    """The last value of every metric."""
+    best_metrics: dict[str, float]
+    """The metrics of the evaluation whose checkpoint is best."""
+    best_checkpoint: Path | None
+    last_checkpoint: Path | None
+
+
+class Loop:
+    """Trains a model, from wherever `progress` stands.
+
+    Args:
+        parts: What it works with.
+        log: Where the records go.
+        checkpoint_dir: Where the checkpoints go.
+        progress: Where to begin; a fresh one, or a checkpoint's.
+        device: Where batches and model are.
+    """
+
+    def __init__(
+        self,
+        parts: FitParts,
+        log: MetricLog,
+        checkpoint_dir: Path,
+        progress: Progress,
+        device: torch.device,
+    ) -> None:
+        self._parts = parts
+        self._log = log
+        self._checkpoint_dir = checkpoint_dir
+        self._config = parts.config
+        self._step = progress.step
+        self._epoch = progress.epoch
+        self._micro_batch = progress.micro_batch
+        self._micro_step = progress.micro_step
+        self._items = progress.items
+        self._best_value = progress.best_value
+        self._best_step = progress.best_step
+        self._num_bad = progress.num_bad_evaluations
+        self._num_skipped_in_row = 0
+        self._metrics = dict(progress.metrics)
+        self._best_metrics = dict(progress.best_metrics)
+        self._last_checkpoint: Path | None = None
+        self._saved_at: tuple[int, int] | None = None
+        self._autocast = build_autocast(self._config, device)
+        self._call: Callable[[Batch], Any] | None = None
+
+    def run(self) -> FitResult:
+        """Train to the end, an early stop or an interrupt.
+
+        Raises:
+            NonFiniteLossError: Too many windows in a row were skipped.
+            DataError: A batch or its labels do not fit.
+            ModelError: The model does not take the batch or its output does not fit the loss.
+        """
+        self._parts.learning_rate.set_for(self._step)
+        status: Status = "completed"
+        with Interrupt() as interrupt:
+            while self._epoch < self._config.epochs and not self._has_all_steps():
+                is_whole = self._train_epoch(interrupt)
+                if interrupt.is_set:
+                    break
+                is_best, is_enough = self._end_epoch(interrupt)
+                # An interrupted evaluation is done again when the run is resumed.
+                if interrupt.is_set:
+                    break
+                if is_whole:
+                    self._epoch, self._micro_batch = self._epoch + 1, 0
+                self._save(is_best=is_best)
+                if is_enough:
+                    status = "stopped early"
+                    break
+            if interrupt.is_set:
+                status = "interrupted"
+            if self._saved_at != (self._epoch, self._micro_batch):
+                self._save(is_best=False)
+        return FitResult(
+            status,
+            self.progress,
+            self._metrics,
+            self._best_metrics,
+            self._checkpoint_of(self._best_step),
+            self._last_checkpoint,
+        )
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run has come."""
+        return Progress(
+            step=self._step,
+            epoch=self._epoch,
+            micro_batch=self._micro_batch,
+            micro_step=self._micro_step,
+            items=self._items,
+            best_value=self._best_value,
+            best_step=self._best_step,
+            num_bad_evaluations=self._num_bad,
+            log_bytes=self._log.tell(),
+            metrics=dict(self._metrics),
+            best_metrics=dict(self._best_metrics),
+        )
+
+    def _has_all_steps(self) -> bool:
+        limit = self._config.max_steps
+        return limit is not None and self._step >= limit
+
+    def _train_epoch(self, interrupt: Interrupt) -> bool:
+        """Train to the end of the epoch or of the run; return whether the epoch is done."""
+        parts = self._parts
+        accumulator, objective, transform = parts.accumulator, parts.objective, parts.transform
+        accumulate, micro_batch = accumulator.accumulate, accumulator.micro_batch
+        compute_loss, model, autocast = objective.loss, parts.model, self._autocast
+        model.train()
+        call: Callable[[Batch], Any] | None = None
+        for batch, is_final in self._batches():
+            if transform is not None:
+                name, module = transform
+                batch[name] = module(batch[name])
+            if call is None:
+                call = self._bind(batch)
+            with micro_batch(is_final):
+                if autocast is None:
+                    loss, items = compute_loss(call(batch), batch)
+                else:
+                    with autocast():
+                        loss, items = compute_loss(call(batch), batch)
+                has_stepped = accumulate(loss, model, items, is_final)
+            self._micro_batch += 1
+            self._micro_step += 1
+            if not accumulator.is_window_open:
+                self._close_window(has_stepped)
+                if interrupt.is_set or self._has_all_steps():
+                    return is_final
+        return True
+
+    def _bind(self, batch: Batch) -> Callable[[Batch], Any]:
+        """Return what calls the model with batches like this one."""
+        if self._call is None:
+            needs_labels = self._parts.objective.needs_labels_in_model
+            self._call = build_call(self._parts.model, list(batch), needs_labels=needs_labels)
+        return self._call
+
+    def _batches(self) -> Iterator[tuple[Batch, bool]]:
+        """Yield the batches of the epoch, each with whether it is the last.
+
+        One batch is read ahead, so that the end is known for data without a length too.
+        """
+        batches = self._parts.train_loader.iterate(self._epoch, self._micro_batch)
+        batch = next(batches, None)
+        if batch is None and self._micro_batch == 0:
+            hint = "Check the data factory."
+            raise DataError(build_message("data split 'train'", "gave no batch", action=hint))
+        while batch is not None:
+            following = next(batches, None)
+            yield batch, following is None
+            batch = following
+
+    def _close_window(self, has_stepped: bool) -> None:
+        window = self._parts.accumulator.last_window
+        if window is None:
+            return
+        if not has_stepped:
+            self._report_skipped(window)
+            return
+        self._num_skipped_in_row = 0
+        self._step += 1
+        self._items += int(window.items)
+        metrics: dict[str, float] = {
+            "train/loss": window.loss,
+            "train/lr": self._parts.learning_rate.value,
+        }
+        if window.grad_norm is not None:
+            metrics["train/grad_norm"] = window.grad_norm
+        self._write("step", metrics, items=window.items)
+        self._parts.observer.on_step(self._epoch, self._micro_batch, self._step, metrics)
+        self._metrics.update(metrics)
+        self._parts.learning_rate.set_for(self._step)
+        every = self._config.checkpoint_steps
+        if every is not None and self._step % every == 0:
+            self._save(is_best=False)
+
+    def _report_skipped(self, window: WindowResult) -> None:
+        if not window.is_skipped:
+            return  # a window without a single item: there is nothing to learn and nothing wrong
+        self._num_skipped_in_row += 1
+        reason = f"loss {window.loss}, gradient norm {window.grad_norm}"
+        self._log.write(
+            {
+                "kind": "skip",
+                "step": self._step,
+                "epoch": self._epoch,
+                "micro_step": self._micro_step,
+                "time": time.time(),
+                "loss": window.loss,
+                "grad_norm": window.grad_norm,
+            }
+        )
+        if self._num_skipped_in_row == 1:
+            text = f"window after step {self._step} skipped, not finite: {reason}"
+            self._parts.observer.on_message(text)
+        if self._num_skipped_in_row >= self._config.max_skipped_windows:
+            found = f"{self._num_skipped_in_row} windows in a row were not finite ({reason})"
+            hint = "Lower train.lr, look at the data, or train in fp32; the weights are unharmed."
+            where = f"training at step {self._step}"
+            raise NonFiniteLossError(build_message(where, found, action=hint))
+
+    def _write(self, kind: str, metrics: Mapping[str, float], items: float | None = None) -> None:
+        self._log.write(
+            {
+                "kind": kind,
+                "step": self._step,
+                "epoch": self._epoch,
+                "micro_step": self._micro_step,
+                "items": items,
+                "time": time.time(),
+                "metrics": metrics,
+            }
+        )
+
+    def _end_epoch(self, interrupt: Interrupt) -> tuple[bool, bool]:
+        """Evaluate; return whether the model is the best so far, and whether to stop early."""
+        metrics = self._evaluate(interrupt)
+        if interrupt.is_set:
+            return False, False
+        self._metrics.update(metrics)
+        value = self._monitored()
+        is_best = self._is_better(value)
+        if is_best:
+            self._best_value, self._best_step, self._num_bad = value, self._step, 0
+            self._best_metrics = dict(self._metrics)
+        elif value is not None:
+            self._num_bad += 1
+        patience = self._config.patience
+        if patience is None or self._num_bad < patience:
+            return is_best, False
+        name = self._config.monitor
+        text = f"stopped early: {name} was no better for {self._num_bad} evaluations"
+        self._parts.observer.on_message(text)
+        return is_best, True
+
+    def _monitored(self) -> float | None:
+        """Return the value that decides which checkpoint is best, if there is one."""
+        name = self._config.monitor
+        value = self._metrics.get(name)
+        if value is None and self._parts.validation_loader is not None:
+            expected = f"one of {', '.join(self._metrics)}"
+            hint = did_you_mean(name, self._metrics)
+            where = "config train.monitor"
+            raise ConfigError(build_message(where, f"there is no metric {name!r}", expected, hint))
+        return value
+
+    def _evaluate(self, interrupt: Interrupt) -> dict[str, float]:
+        loader = self._parts.validation_loader
+        if loader is None:
+            return {}
+        values = evaluate(
+            self._parts.model,
+            self._bind,
+            loader,
+            self._parts.objective,
+            transform=self._parts.transform,
+            autocast=self._autocast,
+            should_stop=lambda: interrupt.is_set,
+        )
+        if values is None:
+            return {}
+        metrics = {f"val/{name}": value for name, value in values.items()}
+        self._write("evaluation", metrics)
+        self._parts.observer.on_evaluation(self._epoch, self._step, metrics)
+        return metrics
+
+    def _is_better(self, value: float | None) -> bool:
+        if value is None or math.isnan(value):
+            return False
+        if self._best_value is None:
+            return True
+        if self._config.monitor_mode == "min":
+            return value < self._best_value
+        return value > self._best_value
+
+    def _save(self, *, is_best: bool) -> None:
+        path = save_checkpoint(
+            self._checkpoint_dir, self._parts.model, self._parts.saved, self.progress
+        )
+        self._last_checkpoint = path
+        self._saved_at = (self._epoch, self._micro_batch)
+        best = self._checkpoint_of(self._best_step)
+        prune(self._checkpoint_dir, {path} | ({best} if best else set()))
+        self._parts.observer.on_checkpoint(path, is_best)
+
+    def _checkpoint_of(self, step: int | None) -> Path | None:
+        if step is None:
+            return self._last_checkpoint
+        path = checkpoint_path(self._checkpoint_dir, step)
+        return path if path.exists() else self._last_checkpoint

@@ -1,0 +1,103 @@
+"""A run's folder: made once, never overwritten, found again for a resume."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import tomli_w
+
+from dovetail.config import RunConfig, TrainingConfig, read_config_file
+from dovetail.errors import CheckpointError, RunError, build_message
+
+_CONFIG = "config.toml"
+_LOCK = "plugins.lock.json"
+
+
+def create_run_folder(config: TrainingConfig, lock: Sequence[Mapping[str, str]]) -> Path:
+    """Make the folder of a new run, with its config and the plugins it uses.
+
+    Args:
+        config: The resolved config.
+        lock: Rows of `plugins.lock.json`.
+
+    Returns:
+        `dir/name/id`.
+
+    Raises:
+        RunError: It exists already, or cannot be written; nothing is left behind then.
+    """
+    run = config.run
+    identity = run.id or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    path = run.dir / run.name / identity
+    where = f"run folder {str(path)!r}"
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError as err:
+        hint = f"Choose another run.id, or go on with it: --resume {path}"
+        raise RunError(build_message(where, "exists already", "a new folder", hint)) from err
+    except OSError as err:
+        found = f"cannot be made: {err.strerror}"
+        raise RunError(build_message(where, found, action="Choose another run.dir.")) from err
+    try:
+        (path / _CONFIG).write_text(tomli_w.dumps(config.to_dict()), encoding="utf-8")
+        (path / _LOCK).write_text(json.dumps(list(lock), indent=2) + "\n", encoding="utf-8")
+    except OSError as err:
+        shutil.rmtree(path, ignore_errors=True)
+        found = f"cannot be written: {err.strerror}"
+        hint = "Free space or choose another run.dir."
+        raise RunError(build_message(where, found, action=hint)) from err
+    return path
+
+
+def find_run(run: RunConfig, wanted: str | Path) -> Path:
+    """Return the folder of a run to go on with.
+
+    Args:
+        run: The config's `run` section.
+        wanted: A run's folder, an id under `dir/name`, or "latest".
+
+    Raises:
+        CheckpointError: There is no such run.
+    """
+    home = run.dir / run.name
+    if str(wanted) == "latest":
+        paths = [p.parent for p in home.glob(f"*/{_CONFIG}")]
+        runs = sorted(paths, key=lambda p: (p / _CONFIG).stat().st_mtime)
+        if runs:
+            return runs[-1]
+        found = f"there is no run under {str(home)!r}"
+        raise CheckpointError(build_message("resume 'latest'", found, action="Start one first."))
+    for path in (Path(wanted), home / wanted):
+        if (path / _CONFIG).is_file():
+            return path
+    found = f"is no run's folder, nor an id under {str(home)!r}"
+    raise CheckpointError(build_message(f"resume {str(wanted)!r}", found, "a folder of a run"))
+
+
+def check_same_run(config: TrainingConfig, path: Path, fixed: Sequence[str]) -> None:
+    """Refuse to go on with settings that would make another run of it.
+
+    Args:
+        config: The config to go on with.
+        path: The run's folder.
+        fixed: Dotted prefixes of settings that must be as they were.
+
+    Raises:
+        CheckpointError: Some of them differ; the message names each.
+    """
+    old = TrainingConfig.model_validate(read_config_file(path / _CONFIG)).to_flat_dict()
+    new = config.to_flat_dict()
+    differences = [
+        f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
+        for key in sorted({*old, *new})
+        if key.startswith(tuple(fixed)) and old.get(key) != new.get(key)
+    ]
+    if differences:
+        hint = "Resume with the settings it began with, or start a new run."
+        where = f"resume {str(path)!r}"
+        raise CheckpointError(build_message(where, "; ".join(differences), action=hint))

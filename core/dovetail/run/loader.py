@@ -1,0 +1,321 @@
+"""Data: the splits a factory returns, how they are read, and their way to the device."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, Sampler
+
+from dovetail.config import TrainingConfig
+from dovetail.errors import DataError, build_message
+from dovetail.signature import LABELS
+from dovetail.task import TaskSpec
+from dovetail.types import Collator
+
+_VALIDATION_NAMES = ("validation", "val", "valid", "test")
+_PRIMARY_INPUTS = {"vision": "pixel_values", "text": "input_ids", "audio": "input_values"}
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What the data factory returned: data sets, or loaders of the user's own."""
+
+    train: Any
+    validation: Any | None
+
+    @property
+    def has_own_loaders(self) -> bool:
+        """Whether the batches are the user's, so that no collator is needed."""
+        return isinstance(self.train, DataLoader)
+
+
+def as_splits(data: Any, where: str = "data") -> Splits:
+    """Understand what a data factory returned.
+
+    Args:
+        data: A mapping with "train" and perhaps "validation" (or "val", "valid", "test"), a pair
+            `(train, validation)`, or one data set. Each is a map-style or iterable data set, a
+            sequence of samples, or a `DataLoader`.
+        where: What returned it, for messages.
+
+    Raises:
+        DataError: It is something else, there is no training split, or a split is empty.
+    """
+    if isinstance(data, Mapping):
+        if "train" not in data:
+            found = f"has the splits {', '.join(map(repr, data)) or '(none)'}"
+            raise DataError(build_message(where, found, "a split 'train'"))
+        unknown = [k for k in data if k != "train" and k not in _VALIDATION_NAMES]
+        names = [n for n in _VALIDATION_NAMES if n in data]
+        if unknown:
+            found = f"has the splits {', '.join(map(repr, data))}"
+            expected = f"'train' and one of {', '.join(map(repr, _VALIDATION_NAMES))}"
+            raise DataError(build_message(where, found, expected))
+        splits = Splits(data["train"], data[names[0]] if names else None)
+    elif isinstance(data, tuple) and len(data) == 2:
+        splits = Splits(*data)
+    else:
+        splits = Splits(data, None)
+    _check_split(splits.train, f"{where} split 'train'")
+    if splits.validation is not None:
+        _check_split(splits.validation, f"{where} split 'validation'")
+        if isinstance(splits.validation, DataLoader) is not splits.has_own_loaders:
+            found = "one split is a DataLoader, the other a data set"
+            raise DataError(build_message(where, found, "both loaders or both data sets"))
+    return splits
+
+
+def _check_split(split: Any, where: str) -> None:
+    is_readable = isinstance(split, DataLoader | IterableDataset) or (
+        hasattr(split, "__getitem__") and hasattr(split, "__len__")
+    )
+    if not is_readable or isinstance(split, Mapping | str):
+        expected = "a data set with __len__ and __getitem__, an IterableDataset or a DataLoader"
+        raise DataError(build_message(where, f"is a {type(split).__name__}", expected))
+    if length_of(split) == 0:
+        hint = "Check the data factory and its arguments."
+        raise DataError(build_message(where, "is empty", "at least one sample", hint))
+
+
+def length_of(data: Any) -> int | None:
+    """Return the length of a data set or loader, or `None` where it has none."""
+    try:
+        return len(data) if isinstance(data, Sized) else None
+    except TypeError:  # an IterableDataset behind a DataLoader
+        return None
+
+
+def primary_input(task: TaskSpec) -> str:
+    """Return the name of the task's first input."""
+    if task.inputs:
+        return task.inputs[0].name
+    return _PRIMARY_INPUTS.get(task.modality, "features")
+
+
+class NamingCollator:
+    """Gives tuple samples, as torchvision's data sets return them, the names of a task.
+
+    Args:
+        collator: What makes batches of mappings.
+        name: Name of the input; the second item of a tuple is its labels.
+    """
+
+    def __init__(self, collator: Collator, name: str) -> None:
+        self._collator = collator
+        self._name = name
+
+    def __call__(self, samples: Sequence[Any]) -> Batch:
+        """Collate mappings or tuples."""
+        if samples and not isinstance(samples[0], Mapping):
+            samples = [name_tuple(sample, self._name) for sample in samples]
+        return self._collator(samples)
+
+
+def name_tuple(sample: Any, name: str) -> Mapping[str, Any]:
+    """Return a sample, or a batch, as a mapping; the second item of a tuple is its labels.
+
+    Raises:
+        DataError: It is neither a mapping nor a tuple of one or two items.
+    """
+    if isinstance(sample, Mapping):
+        return sample
+    if isinstance(sample, tuple | list) and len(sample) in (1, 2):
+        return dict(zip((name, LABELS), sample, strict=False))
+    found = f"is a {type(sample).__name__}"
+    if isinstance(sample, tuple | list):
+        found += f" of {len(sample)} items"
+    expected = f"a mapping, or a tuple ({name}, {LABELS})"
+    raise DataError(build_message("sample", found, expected))
+
+
+class EpochSampler(Sampler[int]):
+    """Indices of one epoch: a permutation that depends on seed and epoch alone.
+
+    Args:
+        length: Number of samples.
+        seed: Seed of the run.
+        shuffle: Whether to permute.
+    """
+
+    def __init__(self, length: int, seed: int, shuffle: bool) -> None:
+        self.length = length
+        self._seed = seed
+        self._shuffle = shuffle
+        self._epoch = 0
+        self._start = 0
+
+    def set_position(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch, and how many of its samples are already done."""
+        self._epoch, self._start = epoch, start
+
+    def __len__(self) -> int:
+        return self.length - self._start
+
+    def __iter__(self) -> Iterator[int]:
+        if not self._shuffle:
+            return iter(range(self._start, self.length))
+        generator = torch.Generator()
+        generator.manual_seed(mix_seed(self._seed, self._epoch))
+        order: list[int] = torch.randperm(self.length, generator=generator).tolist()
+        return iter(order[self._start :])
+
+
+def mix_seed(*parts: int) -> int:
+    """Return one 63-bit seed from several numbers, without relations between neighbours.
+
+    Source: `numpy.random.SeedSequence`.
+    """
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class EpochLoader:
+    """Batches of a split, epoch by epoch.
+
+    Args:
+        loader: The loader that is read.
+        sampler: Its sampler where it is ours; a loader of the user's own has none.
+        batch_size: Samples per batch where it is known.
+        prepare: What is done to each batch: names for tuples, the way to the device.
+        seed: Seed of the workers' random generators.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        sampler: EpochSampler | None,
+        batch_size: int | None,
+        prepare: Callable[[Any], Batch] | None,
+        seed: int,
+    ) -> None:
+        self.loader = loader
+        self._sampler = sampler
+        self._batch_size = batch_size
+        self._prepare = prepare
+        self._seed = seed
+
+    @property
+    def num_batches(self) -> int | None:
+        """Batches of a whole epoch, or `None` where the data have no length."""
+        if self._sampler is not None and self._batch_size is not None:
+            return -(-self._sampler.length // self._batch_size)
+        return length_of(self.loader)
+
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            start: Batches to leave out at its beginning. Where the sampler is ours they are not
+                even read.
+        """
+        if self.loader.generator is not None:
+            self.loader.generator.manual_seed(mix_seed(self._seed, epoch, start))
+        if self._sampler is not None and self._batch_size is not None:
+            self._sampler.set_position(epoch, start * self._batch_size)
+            start = 0
+        batches: Iterator[Any] = iter(self.loader)
+        for _ in range(start):
+            next(batches)
+        return batches if self._prepare is None else map(self._prepare, batches)
+
+
+def build_loader(
+    split: Any,
+    config: TrainingConfig,
+    collator: Collator | None,
+    device: torch.device,
+    *,
+    is_training: bool,
+) -> EpochLoader:
+    """Build the loader of a split.
+
+    Args:
+        split: A data set, or a loader of the user's own, which is taken as it is.
+        config: The run's config.
+        collator: Makes batches of samples; `None` for a loader of the user's own.
+        device: Where the batches go.
+        is_training: Whether to shuffle.
+    """
+    name = primary_input(config.task)
+    seed = config.run.seed
+    prepare = build_prepare(device, name, is_named=collator is not None)
+    if isinstance(split, DataLoader):
+        return EpochLoader(split, None, None, prepare, seed)
+    train = config.train
+    batch_size = train.batch_size if is_training else (train.eval_batch_size or train.batch_size)
+    sampler: EpochSampler | None = None
+    if not isinstance(split, IterableDataset):
+        sampler = EpochSampler(len(split), seed, is_training and config.data.shuffle)
+    loader: DataLoader[Any] = DataLoader(
+        split,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=config.data.num_workers,
+        collate_fn=None if collator is None else NamingCollator(collator, name),
+        pin_memory=device.type == "cuda",
+        persistent_workers=config.data.num_workers > 0,
+        # The workers' seeds come from here and not from the global generator, so that loading
+        # draws nothing from what dropout uses.
+        generator=torch.Generator(),
+    )
+    return EpochLoader(loader, sampler, batch_size, prepare, seed)
+
+
+def build_prepare(
+    device: torch.device, name: str, *, is_named: bool
+) -> Callable[[Any], Batch] | None:
+    """Return what brings a batch to the device, or `None` where nothing is to be done."""
+    if is_named and device.type == "cpu":
+        return None
+
+    def prepare(batch: Any) -> Batch:
+        named = name_tuple(batch, name)
+        for key, value in named.items():
+            if not isinstance(value, Tensor):
+                found = f"key {key!r} is a {type(value).__name__}"
+                raise DataError(build_message("batch of the loader", found, "a tensor"))
+        return {k: v.to(device, non_blocking=True) for k, v in named.items()}
+
+    return prepare
+
+
+def take_batches(
+    split: Any, collator: Collator | None, name: str, sizes: Sequence[int]
+) -> list[Batch]:
+    """Return batches of real samples in the sizes asked for, on the CPU.
+
+    Args:
+        split: A data set, or a loader of the user's own.
+        collator: Makes batches of samples; `None` for a loader of the user's own.
+        name: Name of the input of tuple samples.
+        sizes: Samples per batch; samples repeat where the split has too few.
+    """
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    if collator is None:
+        rows = _take_rows(split, name, sum(sizes))
+        return [
+            {k: v[s : s + n] for k, v in rows.items()} for s, n in zip(starts, sizes, strict=True)
+        ]
+    if isinstance(split, IterableDataset):
+        samples = list(itertools.islice(split, sum(sizes)))
+    else:
+        samples = [split[i % len(split)] for i in range(sum(sizes))]
+    samples = [samples[i % len(samples)] for i in range(sum(sizes))]
+    collate = NamingCollator(collator, name)
+    return [collate(samples[s : s + n]) for s, n in zip(starts, sizes, strict=True)]
+
+
+def _take_rows(loader: DataLoader[Any], name: str, count: int) -> Batch:
+    """Return the first `count` rows of a loader's first batch, repeated where it has fewer."""
+    batch = name_tuple(next(iter(loader)), name)
+    num_rows = next(iter(batch.values())).shape[0]
+    index = torch.arange(count) % num_rows
+    return {key: value[index] for key, value in batch.items()}

@@ -1,0 +1,289 @@
+"""Loss, item count and metrics of each task kind.
+
+A loss is a mean over *items*: samples, or target tokens that are not ignored. The item count goes
+to the accumulator as the weight of the micro-batch, so that windows of any make-up equal the one
+large batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dovetail.errors import DataError, ModelError, build_message
+from dovetail.imports import import_object
+from dovetail.signature import LABELS, primary_output
+from dovetail.task import TaskKind, TaskSpec
+
+IGNORE_INDEX = -100
+"""Target that counts nowhere."""
+
+Items: TypeAlias = "int | Tensor"
+LossFunction: TypeAlias = Callable[[Any, Mapping[str, Tensor]], "tuple[Tensor, Items]"]
+MetricFunction: TypeAlias = Callable[[Tensor, Tensor], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a run minimises and what its evaluation reports."""
+
+    loss: LossFunction
+    """`(outputs, batch) -> (mean loss, items)`."""
+    metrics: Callable[[Any, Mapping[str, Tensor]], dict[str, Tensor]]
+    """`(outputs, batch) -> {name: mean over the same items}`; empty for a loss of the user's."""
+    needs_labels_in_model: bool = False
+    """Whether the model gets the labels, to compute its own loss."""
+    has_perplexity: bool = False
+    """Whether the loss is a mean over tokens, in nats."""
+
+
+def build_objective(task: TaskSpec, loss: str, search_dir: Path | None = None) -> Objective:
+    """Return loss and metrics of a task.
+
+    Args:
+        task: The task; its kind decides.
+        loss: "task", "model", or the import path of a loss function.
+        search_dir: Folder of the config file.
+
+    Raises:
+        ConfigError: The loss function does not import.
+    """
+    if loss == "task":
+        tokens = task.counts_tokens
+        return Objective(_TaskLoss(task), _TaskMetrics(task), has_perplexity=tokens)
+    if loss == "model":
+        return Objective(
+            _ModelLoss(task),
+            _TaskMetrics(task),
+            needs_labels_in_model=True,
+            has_perplexity=task.counts_tokens,
+        )
+    function = import_object(loss, where="config train.loss", search_dir=search_dir)
+    return Objective(UserLoss(function), lambda outputs, batch: {})
+
+
+def perplexity(loss: float) -> float:
+    """Return `exp(min(loss, 100))`; the bound keeps an early loss finite."""
+    return math.exp(min(loss, 100.0))
+
+
+class _TaskLoss:
+    def __init__(self, task: TaskSpec) -> None:
+        self._task = task
+        self._compute = _LOSSES[task.kind]
+
+    def __call__(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Items]:
+        logits = outputs if isinstance(outputs, Tensor) else primary_output(outputs)
+        labels = get_labels(batch, self._task)
+        try:
+            return self._compute(logits, labels)
+        except (IndexError, RuntimeError, ValueError) as err:
+            if isinstance(err, DataError | ModelError):
+                raise
+            raise explain_mismatch(self._task, logits, labels, err) from err
+
+
+class _TaskMetrics:
+    def __init__(self, task: TaskSpec) -> None:
+        self._task = task
+        self._compute = _METRICS[task.kind]
+
+    def __call__(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self._compute(primary_output(outputs), get_labels(batch, self._task))
+
+
+class _ModelLoss:
+    def __init__(self, task: TaskSpec) -> None:
+        self._task = task
+
+    def __call__(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Items]:
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        if not isinstance(loss, Tensor):
+            found = f"output is a {type(outputs).__name__} without a tensor 'loss'"
+            hint = 'Return one, or set train.loss = "task".'
+            raise ModelError(build_message("config train.loss = 'model'", found, action=hint))
+        return loss, count_items(self._task.kind, get_labels(batch, self._task))
+
+
+class UserLoss:
+    """A loss function of the user's, checked at each call.
+
+    Args:
+        function: `(outputs, batch) -> loss` or `-> (loss, items)`; the loss is a mean. Without
+            items, the samples of the batch count.
+    """
+
+    def __init__(self, function: Callable[[Any, Mapping[str, Tensor]], Any]) -> None:
+        self._function = function
+
+    def __call__(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Items]:
+        """Return mean loss and items."""
+        result = self._function(outputs, batch)
+        loss, items = result if isinstance(result, tuple) else (result, None)
+        if not isinstance(loss, Tensor) or loss.ndim != 0:
+            shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
+            found = f"returned a {type(loss).__name__}{shape}"
+            expected = "a scalar tensor, the mean loss, or (mean loss, items)"
+            raise ModelError(build_message("config train.loss", found, expected))
+        if items is None:
+            items = next(iter(batch.values())).shape[0]
+        return loss, items
+
+
+def get_labels(batch: Mapping[str, Tensor], task: TaskSpec) -> Tensor:
+    """Return the targets of a batch.
+
+    Raises:
+        DataError: There are none.
+    """
+    labels = batch.get(LABELS)
+    if labels is None:
+        found = f"has the keys {', '.join(batch)}"
+        hint = "Give the samples labels, or set train.loss to a function of your own."
+        raise DataError(build_message("batch", found, f"{LABELS!r} for {task.kind}", hint))
+    return labels
+
+
+def count_items(kind: TaskKind, labels: Tensor) -> Items:
+    """Return how many items the mean loss of a batch runs over.
+
+    Args:
+        kind: The task's kind.
+        labels: The targets, as the loss takes them.
+
+    Returns:
+        A number, or a scalar int64 tensor on the labels' device where counting needs their values.
+    """
+    if kind == "causal_lm":
+        return (labels[..., 1:] != IGNORE_INDEX).sum()
+    if kind in ("masked_lm", "seq2seq"):
+        return (labels != IGNORE_INDEX).sum()
+    if kind == "classification" and not labels.is_floating_point():
+        return labels.numel()
+    return labels.shape[0]
+
+
+def _classification(logits: Tensor, labels: Tensor) -> tuple[Tensor, Items]:
+    # Class dimension 1, as torch has it: (batch, classes) or (batch, classes, height, width).
+    loss = F.cross_entropy(logits.float(), labels)
+    return loss, count_items("classification", labels)
+
+
+def _multilabel(logits: Tensor, labels: Tensor) -> tuple[Tensor, Items]:
+    _check_same_shape(logits, labels)
+    targets = labels.to(torch.float32)
+    return F.binary_cross_entropy_with_logits(logits.float(), targets), labels.shape[0]
+
+
+def _regression(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Items]:
+    outputs, labels = _align(outputs, labels)
+    return F.mse_loss(outputs, labels), labels.shape[0]
+
+
+def _causal_lm(logits: Tensor, labels: Tensor) -> tuple[Tensor, Items]:
+    if logits.shape[:2] != labels.shape:
+        raise ValueError("logits and labels differ in batch or sequence")
+    return _token_loss(logits[:, :-1], labels[:, 1:])
+
+
+def _token_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Items]:
+    if logits.shape[:2] != targets.shape:
+        raise ValueError("logits and labels differ in batch or sequence")
+    flat = targets.reshape(-1)
+    total = F.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]).float(),
+        flat,
+        ignore_index=IGNORE_INDEX,
+        reduction="sum",
+    )
+    items = (flat != IGNORE_INDEX).sum()
+    # A batch without a target has loss 0 and weight 0; torch's own mean would be 0/0.
+    return total / items.clamp(min=1), items
+
+
+_LOSSES: dict[TaskKind, Callable[[Tensor, Tensor], tuple[Tensor, Items]]] = {
+    "classification": _classification,
+    "multilabel": _multilabel,
+    "regression": _regression,
+    "causal_lm": _causal_lm,
+    "masked_lm": _token_loss,
+    "seq2seq": _token_loss,
+}
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    if labels.is_floating_point():
+        labels = labels.argmax(1)
+    return {"accuracy": (logits.argmax(1) == labels).float().mean()}
+
+
+def _label_accuracy(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    return {"accuracy": ((logits > 0) == (labels > 0.5)).float().mean()}
+
+
+def _absolute_error(outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    outputs, labels = _align(outputs, labels)
+    return {"mae": (outputs - labels).abs().mean()}
+
+
+def _token_accuracy(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    kept = targets != IGNORE_INDEX
+    right = (logits.argmax(-1) == targets) & kept
+    return {"accuracy": right.sum() / kept.sum().clamp(min=1)}
+
+
+def _shifted_accuracy(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    return _token_accuracy(logits[:, :-1], labels[:, 1:])
+
+
+_METRICS: dict[TaskKind, MetricFunction] = {
+    "classification": _accuracy,
+    "multilabel": _label_accuracy,
+    "regression": _absolute_error,
+    "causal_lm": _shifted_accuracy,
+    "masked_lm": _token_accuracy,
+    "seq2seq": _token_accuracy,
+}
+
+
+def _align(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring `(batch, 1)` and `(batch,)` together; never broadcast one against the other."""
+    if outputs.ndim == labels.ndim + 1 and outputs.shape[-1] == 1:
+        outputs = outputs.squeeze(-1)
+    _check_same_shape(outputs, labels)
+    return outputs.float(), labels.float()
+
+
+def _check_same_shape(outputs: Tensor, labels: Tensor) -> None:
+    if outputs.shape != labels.shape:
+        raise ValueError("model output and labels differ in shape")
+
+
+def explain_mismatch(
+    task: TaskSpec, logits: Tensor, labels: Tensor, err: Exception
+) -> DataError | ModelError:
+    """Say whether labels or model are at fault when a loss cannot be computed."""
+    shapes = f"output {tuple(logits.shape)}, labels {tuple(labels.shape)} {labels.dtype}"
+    if task.kind in ("multilabel", "regression"):
+        expected = "output and labels of the same shape"
+        return ModelError(build_message(f"loss of {task.kind}", shapes, expected))
+    dim = -1 if task.counts_tokens else 1
+    num_classes = logits.shape[dim] if logits.ndim > 1 else 0
+    if not labels.is_floating_point() and labels.numel() and num_classes:
+        valid = labels[labels != IGNORE_INDEX]
+        if valid.numel() and (int(valid.min()) < 0 or int(valid.max()) >= num_classes):
+            found = f"run from {int(valid.min())} to {int(valid.max())}"
+            expected = f"0 to {num_classes - 1}, as the model has {num_classes} outputs"
+            hint = "Check the labels, or give the model more outputs."
+            return DataError(build_message("labels", found, expected, hint))
+    expected = "output (batch, classes) and integer labels (batch,) or soft labels (batch, classes)"
+    if task.counts_tokens:
+        expected = "output (batch, sequence, vocabulary) and labels (batch, sequence)"
+    return ModelError(build_message(f"loss of {task.kind}", f"{shapes}: {err}", expected))
