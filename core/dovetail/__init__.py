@@ -13,7 +13,7 @@ from dovetail._version import __version__
 
 if TYPE_CHECKING:
     from dovetail._markers import API_VERSION, hookimpl
-    from dovetail.config import ConfigPath, PluginOptions
+    from dovetail.config import ConfigPath, PluginOptions, TrainingConfig
     from dovetail.errors import (
         BundleError,
         ConfigError,
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         PluginError,
         RunError,
     )
+    from dovetail.pipeline import TrainingResult, train
+    from dovetail.run.tracking import read_metrics
     from dovetail.task import TaskSpec, TensorSpec
     from dovetail.types import (
         AccumulationStats,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
         RunInfo,
         Runner,
         Tracker,
+        WindowResult,
     )
 
 _HOME = {
@@ -62,7 +65,12 @@ _HOME = {
     "TaskSpec": "task",
     "TensorSpec": "task",
     "Tracker": "types",
+    "TrainingConfig": "config",
+    "TrainingResult": "pipeline",
+    "WindowResult": "types",
     "hookimpl": "_markers",
+    "read_metrics": "run.tracking",
+    "train": "pipeline",
 }
 """Module that holds each public name."""
 
@@ -90,8 +98,13 @@ __all__ = [
     "TaskSpec",
     "TensorSpec",
     "Tracker",
+    "TrainingConfig",
+    "TrainingResult",
+    "WindowResult",
     "__version__",
     "hookimpl",
+    "read_metrics",
+    "train",
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +100,7 @@ class Loop:
         self._best_step = progress.best_step
         self._num_bad = progress.num_bad_evaluations
         self._num_skipped_in_row = 0
+        self._has_warned_of_skip = False
         self._metrics = dict(progress.metrics)
         self._best_metrics = dict(progress.best_metrics)
         self._last_checkpoint: Path | None = None
@@ -232,7 +234,7 @@ class Loop:
         }
         if window.grad_norm is not None:
             metrics["train/grad_norm"] = window.grad_norm
-        self._write("step", metrics, items=window.items)
+        self._write("step", items=window.items, metrics=metrics)
         self._parts.observer.on_step(self._epoch, self._micro_batch, self._step, metrics)
         self._metrics.update(metrics)
         self._parts.learning_rate.set_for(self._step)
@@ -244,37 +246,30 @@ class Loop:
         if not window.is_skipped:
             return  # a window without a single item: there is nothing to learn and nothing wrong
         self._num_skipped_in_row += 1
+        values = {"loss": window.loss, "grad_norm": window.grad_norm}
+        self._write("skip", **values)
         reason = f"loss {window.loss}, gradient norm {window.grad_norm}"
-        self._log.write(
-            {
-                "kind": "skip",
-                "step": self._step,
-                "epoch": self._epoch,
-                "micro_step": self._micro_step,
-                "time": time.time(),
-                "loss": window.loss,
-                "grad_norm": window.grad_norm,
-            }
-        )
-        if self._num_skipped_in_row == 1:
-            text = f"window after step {self._step} skipped, not finite: {reason}"
-            self._parts.observer.on_message(text)
+        if not self._has_warned_of_skip:
+            self._has_warned_of_skip = True
+            found = f"the window is skipped, as it is not finite ({reason})"
+            hint = "The weights are unharmed; further ones stand in the metric log."
+            where = f"training after step {self._step}"
+            warnings.warn(build_message(where, found, action=hint), stacklevel=2)
         if self._num_skipped_in_row >= self._config.max_skipped_windows:
             found = f"{self._num_skipped_in_row} windows in a row were not finite ({reason})"
             hint = "Lower train.lr, look at the data, or train in fp32; the weights are unharmed."
             where = f"training at step {self._step}"
             raise NonFiniteLossError(build_message(where, found, action=hint))
 
-    def _write(self, kind: str, metrics: Mapping[str, float], items: float | None = None) -> None:
+    def _write(self, kind: str, **fields: Any) -> None:
         self._log.write(
             {
                 "kind": kind,
                 "step": self._step,
                 "epoch": self._epoch,
                 "micro_step": self._micro_step,
-                "items": items,
                 "time": time.time(),
-                "metrics": metrics,
+                **fields,
             }
         )
 
@@ -326,7 +321,7 @@ class Loop:
         if values is None:
             return {}
         metrics = {f"val/{name}": value for name, value in values.items()}
-        self._write("evaluation", metrics)
+        self._write("evaluation", metrics=metrics)
         self._parts.observer.on_evaluation(self._epoch, self._step, metrics)
         return metrics
 

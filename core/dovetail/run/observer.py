@@ -50,7 +50,7 @@ class RunObserver:
         """A checkpoint was written."""
 
     def on_message(self, text: str) -> None:
-        """Something worth a line happened: an early stop, a skipped window."""
+        """Something worth a line happened, such as an early stop."""
 
     def on_export(self, format_name: str, stage: str) -> None:
         """The bundle has come to a stage ("export", "proof") of a format."""

@@ -85,7 +85,8 @@ class LearningRate:
             )
             hint = 'Set train.max_steps, or train.schedule = "constant" without warm-up.'
             raise ConfigError(build_message("config train.schedule", found, action=hint))
-        self._groups = optimizer.param_groups
+        # Not its groups: restoring a checkpoint puts new ones in their place.
+        self._optimizer = optimizer
         self._peaks = [group["lr"] for group in optimizer.param_groups]
         self._factor = build_factor(config, total_steps or 1)
         self._is_constant = config.schedule == "constant" and not config.warmup_ratio
@@ -94,7 +95,7 @@ class LearningRate:
     @property
     def value(self) -> float:
         """Learning rate of the first group."""
-        rate: float = self._groups[0]["lr"]
+        rate: float = self._optimizer.param_groups[0]["lr"]
         return rate
 
     def set_for(self, step: int) -> None:
@@ -102,7 +103,7 @@ class LearningRate:
         if self._is_constant and step:
             return
         factor = self._factor(step)
-        for group, peak in zip(self._groups, self._peaks, strict=True):
+        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * factor
 
 

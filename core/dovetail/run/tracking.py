@@ -68,14 +68,16 @@ class MetricLog:
                 text = f"cannot be written: {err.strerror}; the run goes on without its records"
                 warnings.warn(build_message(f"metric log {str(self.path)!r}", text), stacklevel=2)
 
-    def _spell_non_finite(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def _spell_non_finite(
+        self, record: Mapping[str, Any], *, is_metrics: bool = False
+    ) -> dict[str, Any]:
         spelled: dict[str, Any] = {}
         for key, value in record.items():
             if isinstance(value, Mapping):
-                spelled[key] = self._spell_non_finite(value)
+                spelled[key] = self._spell_non_finite(value, is_metrics=key == "metrics")
             elif isinstance(value, float) and not math.isfinite(value):
                 spelled[key] = spell(value)
-                if key not in self._seen_non_finite:
+                if is_metrics and key not in self._seen_non_finite:
                     self._seen_non_finite.add(key)
                     warnings.warn(f"metric {key!r} is {value} for the first time", stacklevel=4)
             else:

@@ -1,0 +1,53 @@
+"""Prints lines and columns, for terminals and for pipes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+
+def say(text: str = "") -> None:
+    """Print a line on standard output; a reader that has gone away is no error."""
+    try:
+        click.echo(text, color=_color())
+    except BrokenPipeError:
+        # The rest goes nowhere, so that the work and its exit status stay what they are.
+        with open(os.devnull, "w", encoding="utf-8") as sink:
+            os.dup2(sink.fileno(), sys.stdout.fileno())
+
+
+def complain(text: str) -> None:
+    """Print a line on standard error."""
+    click.echo(text, err=True, color=_color())
+
+
+def _color() -> bool | None:
+    """Return `False` where colours are unwanted, or `None` to go by the stream.
+
+    Source: https://no-color.org
+    """
+    return False if os.environ.get("NO_COLOR") else None
+
+
+def format_columns(
+    rows: Sequence[Sequence[str]], header: Sequence[str] = (), indent: int = 0
+) -> list[str]:
+    """Align cells under each other.
+
+    Args:
+        rows: Cells, the same number in each row.
+        header: Titles of the columns.
+        indent: Blanks before each line.
+
+    Returns:
+        One line per row, two blanks between columns, nothing behind the last cell.
+    """
+    table = [list(header), *map(list, rows)] if header else [list(row) for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
+    return [
+        (" " * indent + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True))).rstrip()
+        for row in table
+    ]

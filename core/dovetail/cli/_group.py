@@ -1,0 +1,101 @@
+"""The group of commands; a command is imported when it is called, not when it is listed."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from dovetail._version import __version__
+from dovetail.cli._errors import debug_option, run_guarded
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("dovetail.cli.train:train", "Train a model as a config says, and export it."),
+    "verify": ("dovetail.cli.verify:verify", "Run a bundle's artifacts and compare the outputs."),
+    "plugins": ("dovetail.cli.plugins:plugins", "List the installed plugins, or show one."),
+    "schema": ("dovetail.cli.schema:schema", "Print the JSON Schema of the config."),
+    "version": ("dovetail.cli.version:version", "Print the versions of what a run builds on."),
+}
+"""Where each command is, and its line in the help."""
+
+_EPILOG = """\
+\b
+Exit status:
+  0    done
+  1    the run failed, or a format or a proof did
+  2    the config or the arguments do not fit
+  130  interrupted; the run's last line says how to resume it
+"""
+
+_COMPLETION = "_DOVETAIL_COMPLETE"
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command only to run it or to show its own help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands from the table."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or say which one was meant."""
+        if args[0] in COMMANDS or args[0].startswith("-"):
+            return super().resolve_command(ctx, args)
+        from dovetail.errors import did_you_mean
+
+        hint = did_you_mean(args[0], COMMANDS) or f"The commands are: {', '.join(COMMANDS)}."
+        raise click.UsageError(f"There is no command {args[0]!r}. {hint}", ctx)
+
+    def main(  # type: ignore[override]  # one signature for both of click's overloads
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        """Run a command; whatever it raises becomes a message and an exit status."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        if _COMPLETION in os.environ:
+            super().main(arguments, prog_name, complete_var or _COMPLETION, **extra)
+
+        def work() -> Any:
+            # click's own main would take an EOFError of the user's code for a Ctrl-C.
+            with self.make_context(prog_name or "dovetail", list(arguments), **extra) as ctx:
+                return self.invoke(ctx)
+
+        sys.exit(run_guarded(work, arguments))
+
+
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="dovetail", message="%(prog)s %(version)s")
+@debug_option
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Train PyTorch models with plugins that a config names."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
