@@ -19,6 +19,7 @@ from dovetail.preflight import (
     build_model,
     build_splits,
     check_config,
+    check_monitor,
     try_one_batch,
 )
 from dovetail.run.checkpoint import (
@@ -215,12 +216,9 @@ class Job:
         validation_loader = None
         if self._splits.validation is not None:
             validation_loader = self._build_loader(self._splits.validation, is_training=False)
-        elif train.patience is not None:
-            found = f"got {train.patience}, and the data have no validation split"
-            hint = "Return one from the data factory, or remove the key."
-            raise ConfigError(build_message("config train.patience", found, action=hint))
         objective = build_objective(config.task, train.loss, self._checked.directory)
-        try_one_batch(self._model, train_loader, objective, self._transform)
+        names = try_one_batch(self._model, train_loader, objective, self._transform)
+        check_monitor(train, names, has_validation=validation_loader is not None)
         optimizer = build_optimizer(self._model, train, self._checked.directory)
         scaler = build_scaler(train, self._device)
         model = self._model

@@ -14,6 +14,7 @@ from dovetail._markers import HOOKS, HookName
 from dovetail.config import (
     AUTO,
     PluginOptions,
+    TrainConfig,
     TrainingConfig,
     apply_overrides,
     parse_config,
@@ -26,6 +27,7 @@ from dovetail.errors import (
     ModelError,
     PluginError,
     build_message,
+    did_you_mean,
     join_problems,
 )
 from dovetail.imports import call_factory
@@ -211,7 +213,7 @@ def try_one_batch(
     loader: EpochLoader,
     objective: Objective,
     transform: tuple[str, nn.Module] | None,
-) -> None:
+) -> list[str]:
     """Run one batch through model and loss, and leave no trace.
 
     Args:
@@ -219,6 +221,9 @@ def try_one_batch(
         loader: Gives the batch.
         objective: The loss.
         transform: Input name and the preprocessing that runs on the device.
+
+    Returns:
+        Names of the metrics that an evaluation reports.
 
     Raises:
         ModelError: The model does not take the batch, or its output does not fit the loss.
@@ -229,7 +234,8 @@ def try_one_batch(
         batch = next(loader.iterate(0), None)
         if batch is None:
             raise DataError(build_message("data split 'train'", "gave no batch"))
-        _forward(model, dict(batch), objective, transform)
+        names = ["loss", *_forward(model, dict(batch), objective, transform)]
+        return names + (["perplexity"] if objective.has_perplexity else [])
     finally:
         set_random_state(state)
 
@@ -239,7 +245,7 @@ def _forward(
     batch: Batch,
     objective: Objective,
     transform: tuple[str, nn.Module] | None,
-) -> None:
+) -> list[str]:
     call = build_call(model, list(batch), needs_labels=objective.needs_labels_in_model)
     try:
         with evaluation_mode(model), torch.no_grad():
@@ -247,7 +253,7 @@ def _forward(
                 batch[transform[0]] = transform[1](batch[transform[0]])
             outputs = call(batch)
             objective.loss(outputs, batch)
-            objective.metrics(outputs, batch)
+            return list(objective.metrics(outputs, batch))
     except DovetailError:
         raise
     except Exception as err:
@@ -256,3 +262,31 @@ def _forward(
         hint = "Check that the model fits the data; the cause's traceback shows where."
         where = f"model {type(unwrap(model)).__name__}"
         raise ModelError(build_message(where, found, action=hint)) from err
+
+
+def check_monitor(
+    config: TrainConfig, metric_names: Sequence[str], *, has_validation: bool
+) -> None:
+    """Check that the settings which need an evaluation have one.
+
+    Args:
+        config: The `train` section.
+        metric_names: What an evaluation reports, without `val/`.
+        has_validation: Whether there is a validation split.
+
+    Raises:
+        ConfigError: `monitor` names a metric that will not exist, or `patience` has nothing to
+            wait for.
+    """
+    if not has_validation:
+        if config.patience is not None:
+            found = f"got {config.patience}, and the data have no validation split"
+            hint = "Return one from the data factory, or remove the key."
+            raise ConfigError(build_message("config train.patience", found, action=hint))
+        return
+    known = [*(f"val/{name}" for name in metric_names), "train/loss", "train/grad_norm"]
+    if config.monitor not in known:
+        found = f"there is no metric {config.monitor!r}"
+        expected = f"one of {', '.join(known)}"
+        hint = did_you_mean(config.monitor, known)
+        raise ConfigError(build_message("config train.monitor", found, expected, hint))

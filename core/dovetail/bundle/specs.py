@@ -56,7 +56,8 @@ class _Dimensions:
     def __init__(self, task: TaskSpec, names: Sequence[str], batches: Sequence[Batch]) -> None:
         self._batches = batches
         self._is_text = task.modality == "text" or task.counts_tokens
-        self._by_sizes = {self._sizes(names[0], 0): BATCH}
+        self._batch_sizes = self._sizes(names[0], 0)
+        self._by_sizes: dict[tuple[int, ...], str] = {}
 
     def _sizes(self, name: str, axis: int) -> tuple[int, ...]:
         return tuple(batch[name].shape[axis] for batch in self._batches)
@@ -69,13 +70,15 @@ class _Dimensions:
 
     def _name(self, name: str, axis: int) -> int | str:
         tensor, sizes = self._batches[0][name], self._sizes(name, axis)
-        is_token_axis = axis == 1 and tensor.ndim == 2 and not tensor.is_floating_point()
-        if axis > 0 and self._is_text and is_token_axis:
-            wanted = "target_sequence" if name.startswith("decoder_") else "sequence"
-            taken = wanted in self._by_sizes.values() and self._by_sizes.get(sizes) != wanted
-            return self._by_sizes.setdefault(sizes, f"{name}_length" if taken else wanted)
-        if axis == 0 and self._by_sizes.get(sizes) == BATCH:
+        if axis == 0 and sizes == self._batch_sizes:
             return BATCH
+        if sizes in self._by_sizes and len(set(sizes)) > 1:
+            return self._by_sizes[sizes]
+        is_token_axis = axis == 1 and tensor.ndim == 2 and not tensor.is_floating_point()
+        if self._is_text and is_token_axis:
+            wanted = "target_sequence" if name.startswith("decoder_") else "sequence"
+            is_taken = wanted in self._by_sizes.values() and self._by_sizes.get(sizes) != wanted
+            return self._by_sizes.setdefault(sizes, f"{name}_length" if is_taken else wanted)
         if len(set(sizes)) == 1:
             return sizes[0]
         return self._by_sizes.setdefault(sizes, f"{name}_{axis}")
@@ -92,9 +95,7 @@ def _merge(spec: TensorSpec, tensor: Tensor, is_own: bool) -> tuple[int | str, .
     return shape
 
 
-def bind_sizes(
-    specs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]]
-) -> dict[str, int]:
+def bind_sizes(specs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
     """Return the size of each dimension that varies.
 
     Args:

@@ -56,7 +56,7 @@ def read_state(info: PluginInfo, plugins: Sequence[PluginInfo]) -> PluginState:
         return PluginState(f"needs {', '.join(missing)}", install=f"pip install {wanted}")
     rivals = [p for p in plugins if (p.role, p.name) == (info.role, info.name)]
     if len(rivals) > 1:
-        return PluginState("ready, as", reason=f"{info.distribution}:{info.name}")
+        return PluginState(f"ready as {info.distribution}:{info.name}")
     return PluginState("ready")
 
 

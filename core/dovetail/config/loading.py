@@ -20,7 +20,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_BARE_WORD = re.compile(r"[A-Za-z_][\w.:/@+-]*")
+_BARE_WORD = re.compile(r"[A-Za-z_./~][\w.:/@+~-]*")
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
@@ -75,8 +75,8 @@ def _parse(text: str, where: str, *, is_json: bool) -> dict[str, Any]:
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return `data` with `section.key=value` settings applied, values read as TOML.
 
-    A bare word that is no TOML value is taken as a string, so that `train.optimizer=sgd` needs
-    no quotes inside quotes.
+    A bare word or path that is no TOML value is taken as a string, so that `train.optimizer=sgd`
+    needs no quotes inside quotes.
 
     Args:
         data: Plain tables; left as they are.

@@ -15,11 +15,9 @@ from torch import nn
 
 from dovetail.config import TrainConfig
 from dovetail.errors import (
-    ConfigError,
     DataError,
     NonFiniteLossError,
     build_message,
-    did_you_mean,
 )
 from dovetail.run.checkpoint import Progress, checkpoint_path, prune, save_checkpoint
 from dovetail.run.device import build_autocast
@@ -279,7 +277,8 @@ class Loop:
         if interrupt.is_set:
             return False, False
         self._metrics.update(metrics)
-        value = self._monitored()
+        # A run without a validation split has no such metric: its last model is its best.
+        value = self._metrics.get(self._config.monitor)
         is_best = self._is_better(value)
         if is_best:
             self._best_value, self._best_step, self._num_bad = value, self._step, 0
@@ -293,17 +292,6 @@ class Loop:
         text = f"stopped early: {name} was no better for {self._num_bad} evaluations"
         self._parts.observer.on_message(text)
         return is_best, True
-
-    def _monitored(self) -> float | None:
-        """Return the value that decides which checkpoint is best, if there is one."""
-        name = self._config.monitor
-        value = self._metrics.get(name)
-        if value is None and self._parts.validation_loader is not None:
-            expected = f"one of {', '.join(self._metrics)}"
-            hint = did_you_mean(name, self._metrics)
-            where = "config train.monitor"
-            raise ConfigError(build_message(where, f"there is no metric {name!r}", expected, hint))
-        return value
 
     def _evaluate(self, interrupt: Interrupt) -> dict[str, float]:
         loader = self._parts.validation_loader
