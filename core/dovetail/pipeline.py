@@ -265,6 +265,8 @@ class Job:
         return Tracking(run_dir, trackers, params, None if is_new else progress.log_bytes)
 
     def _build_collator(self) -> Collator:
+        if self._checked.collator_error is not None:
+            raise self._checked.collator_error
         ((name, options),) = self._checked.options("collate").items()
         return self._registry.collate(name, self._config.task, options)
 

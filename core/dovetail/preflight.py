@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from dovetail.errors import (
     DataError,
     DovetailError,
     ModelError,
-    PluginError,
     build_message,
     did_you_mean,
     join_problems,
@@ -51,6 +51,8 @@ class CheckedConfig:
     registry: Registry
     backends: Mapping[HookName, Mapping[str, PluginOptions]]
     """Options of each chosen backend, by hook and name."""
+    collator_error: DovetailError | None = None
+    """Why `collate.use = "auto"` found nobody; no matter where the loaders are the user's own."""
 
     def options(self, hook: HookName) -> Mapping[str, PluginOptions]:
         """Return the chosen backends of a hook with their options."""
@@ -62,7 +64,6 @@ def check_config(
     overrides: Sequence[str] = (),
     *,
     registry: Registry | None = None,
-    needs_collator: bool = True,
 ) -> CheckedConfig:
     """Read a config and check all of it, the options of its backends too.
 
@@ -70,7 +71,6 @@ def check_config(
         source: A file, plain tables, or a config.
         overrides: Settings such as `train.lr=3e-4`.
         registry: Where backends come from; the process's own without it.
-        needs_collator: Whether the run collates; one with the user's own loaders does not.
 
     Raises:
         ConfigError: Anything does not fit; everything that was found is in one message.
@@ -90,14 +90,21 @@ def check_config(
     # Options are checked even where other sections are wrong, so that one look shows it all.
     lenient = config or _readable_part(tables)
     registry = (registry or default_registry()).with_wrappers(lenient.run.plugins)
-    backends, more, broken = _check_backends(lenient, registry, directory, needs_collator)
-    problems += more
+    backends, errors = _check_backends(lenient, registry, directory)
+    collator_errors: list[DovetailError] = []
+    if lenient.collate.use == AUTO:
+        with _collect(collator_errors):
+            tables_by_name = lenient.collate.options
+            name, options = registry.find_collator(lenient.task, tables_by_name, directory)
+            backends["collate"][name] = options
+    if not problems and len(errors) == 1:
+        raise errors[0]
+    problems += [text for err in errors for text in getattr(err, "problems", (str(err),))]
     if problems or config is None:
         title = f"config {str(source)!r}" if isinstance(source, str | Path) else "config"
         raise ConfigError(join_problems(title, problems), problems)
-    if broken:
-        raise broken[0]
-    return CheckedConfig(config, directory, registry, backends)
+    collator_error = next(iter(collator_errors), None)
+    return CheckedConfig(config, directory, registry, backends, collator_error)
 
 
 def _readable_part(tables: Mapping[str, Any]) -> TrainingConfig:
@@ -110,62 +117,44 @@ def _readable_part(tables: Mapping[str, Any]) -> TrainingConfig:
 
 
 def _check_backends(
-    config: TrainingConfig, registry: Registry, directory: Path | None, needs_collator: bool
-) -> tuple[dict[HookName, dict[str, PluginOptions]], list[str], list[PluginError]]:
-    chosen: dict[HookName, dict[str, PluginOptions]] = {}
-    problems: list[str] = []
-    broken: list[PluginError] = []
-
-    def attempt(call: Any) -> Any:
-        try:
-            return call()
-        except ConfigError as err:
-            problems.extend(err.problems)
-        except PluginError as err:
-            broken.append(err)
-        return None
-
+    config: TrainingConfig, registry: Registry, directory: Path | None
+) -> tuple[dict[HookName, dict[str, PluginOptions]], list[DovetailError]]:
+    """Load what the config names; return options by hook and name, and everything wrong."""
+    chosen: dict[HookName, dict[str, PluginOptions]] = {hook: {} for hook in HOOKS}
+    errors: list[DovetailError] = []
     for wrapper in config.run.plugins:
-        attempt(lambda w=wrapper: registry.load("wrap", w))
+        with _collect(errors):
+            registry.load("wrap", wrapper)
     for hook in HOOKS:
         section = config.hook_section(hook)
-        chosen[hook] = {}
         for name in section.names:
-            table = _table_for(registry, hook, name, section.options)
-            options = attempt(
-                lambda h=hook, n=name, t=table: registry.build_options(h, n, t, directory)
-            )
-            if options is not None:
-                chosen[hook][name] = options
-        if getattr(section, "use", "") == AUTO and needs_collator:
-            found = attempt(
-                lambda s=section: registry.find_collator(config.task, s.options, directory)
-            )
-            if found is not None:
-                chosen[hook][found[0]] = found[1]
-        problems += _check_tables(registry, hook, section.options)
-    return chosen, problems, broken
+            table = section.options.get(name.rpartition(":")[2], {})
+            with _collect(errors):
+                chosen[hook][name] = registry.build_options(hook, name, table, directory)
+        errors += _check_tables(registry, hook, section.options)
+    return chosen, errors
 
 
-def _table_for(
-    registry: Registry, hook: HookName, name: str, tables: Mapping[str, Mapping[str, Any]]
-) -> Mapping[str, Any]:
-    """Return the options table of a backend, which never carries the distribution's name."""
-    return tables.get(name.rpartition(":")[2], {})
+@contextmanager
+def _collect(errors: list[DovetailError]) -> Iterator[None]:
+    try:
+        yield
+    except DovetailError as err:
+        errors.append(err)
 
 
 def _check_tables(
     registry: Registry, hook: HookName, tables: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
-    """Refuse options of a backend that does not exist; those of one that sleeps may stay."""
-    problems = []
+) -> list[DovetailError]:
+    """Refuse options of a backend that does not exist; those of one that is not used may stay."""
+    errors: list[DovetailError] = []
     for name in tables:
         try:
             registry.find(hook, name)
         except ConfigError as err:
-            message = str(err).replace(f"config {hook}.use:", f"config {hook}.{name}:", 1)
-            problems.append(message)
-    return problems
+            text = str(err).replace(f"config {hook}.use:", f"config {hook}.{name}:", 1)
+            errors.append(ConfigError(text))
+    return errors
 
 
 def build_model(checked: CheckedConfig, model: nn.Module | None) -> nn.Module:

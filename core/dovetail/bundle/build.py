@@ -32,7 +32,7 @@ from dovetail.bundle.reader import open_bundle
 from dovetail.bundle.redaction import plain_values
 from dovetail.bundle.reference import Reference, build_reference, serve
 from dovetail.bundle.report import ArtifactReport, BundleReport, FormatFailure
-from dovetail.bundle.served import check_weights, served_in_eval
+from dovetail.bundle.served import ServedModel, check_weights, served_in_eval
 from dovetail.errors import BundleError, ExportError, build_message, join_problems
 
 if TYPE_CHECKING:
@@ -49,10 +49,10 @@ def build_bundle(
     model: nn.Module,
     task: TaskSpec,
     exporters: Mapping[str, Exporter],
-    example: Mapping[str, Tensor],
-    golden: Sequence[Mapping[str, Tensor]],
     destination: Path,
     *,
+    example: Mapping[str, Tensor],
+    golden: Sequence[Mapping[str, Tensor]],
     transform: nn.Module | None = None,
     recipe: Recipe | None = None,
     training_config: Mapping[str, Any] | None = None,
@@ -66,10 +66,10 @@ def build_bundle(
             it was.
         task: What it was trained for.
         exporters: Exporters by the name under which they are installed.
+        destination: Folder of the bundle; there must be nothing.
         example: A collated batch of at least two samples, by input name; other keys are left out.
         golden: Collated batches of real samples that the formats are proven with. Every dimension
             that varies must have a size in one of them that the example does not have.
-        destination: Folder of the bundle; there must be nothing.
         transform: The collator's `device_transform`: takes and returns the first input.
         recipe: How the model is rebuilt, where it came from an import path.
         training_config: The run's settings, kept beside the model. Absolute paths are shortened.
@@ -88,9 +88,10 @@ def build_bundle(
         raise ExportError(build_message("config export.use", "names no format", "at least one"))
     say: Progress = progress or (lambda name, stage: None)
     with _folder_beside(target) as folder:
-        exports, reference, failures = _export_all(
-            model, task, exporters, example, golden, transform, recipe, folder, say
-        )
+        with served_in_eval(serve(model, task, example, transform)) as served:
+            check_weights(served)
+            reference = build_reference(served, task, example, golden, recipe)
+            exports, failures = _export_all(served, reference, exporters, folder, say)
         write_golden(folder / GOLDEN, reference.cases)
         entries: dict[str, ArtifactEntry] = {}
         reports: list[ArtifactReport] = []
@@ -102,12 +103,11 @@ def build_bundle(
             if isinstance(result, FormatFailure):
                 failures.append(result)
             else:
-                entries[exported.name] = result[0]
-                reports.append(result[1])
+                entries[exported.name], report = result
+                reports.append(report)
         if not entries:
-            raise ExportError(
-                join_problems("No format could be exported", [str(f) for f in failures])
-            )
+            problems = [str(failure) for failure in failures]
+            raise ExportError(join_problems("No format could be exported", problems))
         manifest = _describe(task, reference, entries, failures)
         sources = {e.name: _runtime_source(e.exporter) for e in exports if e.name in entries}
         _write_texts(folder, manifest, sources, training_config or {})
@@ -116,30 +116,23 @@ def build_bundle(
 
 
 def _export_all(
-    model: nn.Module,
-    task: TaskSpec,
+    served: ServedModel,
+    reference: Reference,
     exporters: Mapping[str, Exporter],
-    example: Mapping[str, Tensor],
-    golden: Sequence[Mapping[str, Tensor]],
-    transform: nn.Module | None,
-    recipe: Recipe | None,
     folder: Path,
     say: Progress,
-) -> tuple[list[Exported], Reference, list[FormatFailure]]:
+) -> tuple[list[Exported], list[FormatFailure]]:
     exports: list[Exported] = []
     failures: list[FormatFailure] = []
-    with served_in_eval(serve(model, task, example, transform)) as served:
-        check_weights(served)
-        reference = build_reference(served, task, example, golden, recipe)
-        for name, exporter in exporters.items():
-            say(name, "export")
-            result = export_format(name, exporter, served, reference, folder)
-            if isinstance(result, FormatFailure):
-                say(name, "failed")
-                failures.append(result)
-            else:
-                exports.append(result)
-    return exports, reference, failures
+    for name, exporter in exporters.items():
+        say(name, "export")
+        result = export_format(name, exporter, served, reference, folder)
+        if isinstance(result, FormatFailure):
+            say(name, "failed")
+            failures.append(result)
+        else:
+            exports.append(result)
+    return exports, failures
 
 
 def _check_free(target: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dovetail.bundle.golden import FILE_NAME as GOLDEN
-from dovetail.bundle.manifest import ArtifactEntry, Manifest
-from dovetail.task import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from dovetail.bundle.manifest import ArtifactEntry, Manifest
+    from dovetail.task import TensorSpec
 
 
 def render_card(manifest: Manifest, sources: Mapping[str, str], folder: Path) -> str:
@@ -20,13 +24,14 @@ def render_card(manifest: Manifest, sources: Mapping[str, str], folder: Path) ->
             empty for a format without such source.
         folder: The bundle, for the sizes of its files.
     """
-    task = manifest.task
+    task, versions = manifest.task, manifest.versions
+    origin = (
+        f"trained with PyTorch {versions['torch']}, exported by dovetail {versions['dovetail']}"
+    )
     lines = [
         f"# {escape_markdown(task.name)}",
         "",
-        f"A {task.kind} model for {escape_markdown(task.modality)} data, trained with PyTorch "
-        f"{manifest.versions['torch']} and exported by dovetail {manifest.versions['dovetail']} "
-        f"on {manifest.created}.",
+        f"Kind {task.kind}, modality {escape_markdown(task.modality)}; {origin}, {manifest.created}.",
         "",
         "## Signature",
         "",

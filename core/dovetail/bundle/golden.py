@@ -38,7 +38,7 @@ def write_golden(path: Path, cases: Sequence[GoldenCase]) -> None:
         arrays |= {f"case{index}/inputs/{n}": a for n, a in case.inputs.items()}
         arrays |= {f"case{index}/outputs/{n}": a for n, a in case.outputs.items()}
     # The key `file` would be taken for the argument; ours all begin with `case`.
-    np.savez(path, allow_pickle=False, **arrays)  # type: ignore[arg-type]  # names are free
+    np.savez(path, allow_pickle=False, **arrays)
 
 
 def read_golden(path: Path) -> tuple[GoldenCase, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,8 +21,10 @@ from dovetail.bundle.specs import (
 )
 from dovetail.errors import ExportError, build_message
 from dovetail.signature import LABELS
-from dovetail.task import TaskSpec, TensorSpec
 from dovetail.types import ExportInputs, Recipe
+
+if TYPE_CHECKING:
+    from dovetail.task import TaskSpec, TensorSpec
 
 _COARSEST_FIRST: tuple[Precision, ...] = ("bfloat16", "float16", "float32", "float64")
 
@@ -47,7 +50,8 @@ def serve(
     model: nn.Module, task: TaskSpec, example: Mapping[str, Tensor], transform: nn.Module | None
 ) -> ServedModel:
     """Make the model that is exported: the task's inputs, else whatever forward takes."""
-    tensors = [name for name, value in example.items() if isinstance(value, Tensor)]
+    values: Mapping[str, object] = example  # a collator keeps every key: strings, metadata
+    tensors = [name for name, value in values.items() if isinstance(value, Tensor)]
     named = [spec.name for spec in task.inputs if spec.name in tensors]
     return ServedModel(model, [n for n in named or tensors if n != LABELS], transform)
 

@@ -174,12 +174,10 @@ def _dtype_name(name: str, tensor: Tensor) -> DType:
 
 
 def _check_dtype(name: str, text: str, kind: str) -> DType:
-    for known in get_args(DType):
-        if text == known and text != "bfloat16":  # arrays have none
-            dtype: DType = known
-            return dtype
-    others = ", ".join(d for d in get_args(DType) if d != "bfloat16")
-    _refuse(name, f"is {text}", f"one of {others}", kind)
+    known: dict[str, DType] = {d: d for d in get_args(DType) if d != "bfloat16"}  # arrays have none
+    if text not in known:
+        _refuse(name, f"is {text}", f"one of {', '.join(known)}", kind)
+    return known[text]
 
 
 def _refuse(name: str, found: str, expected: str = "", kind: str = "input") -> NoReturn:

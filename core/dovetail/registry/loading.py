@@ -54,6 +54,10 @@ def import_plugin(info: PluginInfo) -> object:
         for part in attribute.split("[")[0].strip().split(".") if attribute else ():
             plugin = getattr(plugin, part)
     except ModuleNotFoundError as err:
+        if err.name is not None and f"{module_name}.".startswith(f"{err.name}."):
+            found = f"its entry point names {info.value}, and there is no module {err.name!r}"
+            hint = f"Install it again: pip install --force-reinstall {info.distribution}"
+            raise BrokenPluginError(build_message(info.where, found, action=hint)) from err
         raise missing_dependency(info, err) from err
     except KeyboardInterrupt:
         raise
