@@ -17,14 +17,15 @@ def import_object(path: str, *, where: str, search_dir: Path | None = None) -> A
         path: `package.module:object`.
         where: What names it, for messages: `config model.factory`.
         search_dir: Folder of the config file. Modules in it are found, as those beside a script
-            are, and stay importable in the loader's worker processes.
+            are, and stay importable in the loader's worker processes. They win over namesakes,
+            also over one that another config's folder gave to this process.
 
     Raises:
         ConfigError: The module or the object is not there, or the module raises.
     """
     module_name, _, attribute = path.partition(":")
-    if search_dir is not None and str(search_dir) not in sys.path:
-        sys.path.insert(0, str(search_dir))
+    if search_dir is not None:
+        _prefer_folder(search_dir, module_name.partition(".")[0])
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as err:
@@ -35,7 +36,7 @@ def import_object(path: str, *, where: str, search_dir: Path | None = None) -> A
         text = f"there is no module {module_name!r}{looked}"
         hint = "Put the module beside the config file or install its package."
         raise ConfigError(build_message(where, text, "package.module:object", hint)) from err
-    except Exception as err:
+    except (Exception, SystemExit) as err:  # a script without a main guard may call sys.exit
         text = f"{module_name!r} does not import: {type(err).__name__}: {err}"
         raise ConfigError(build_message(where, text, action="Mend the module.")) from err
     for part in attribute.split("."):
@@ -46,6 +47,20 @@ def import_object(path: str, *, where: str, search_dir: Path | None = None) -> A
             raise ConfigError(build_message(where, text, "an object of the module", hint))
         found = getattr(found, part)
     return found
+
+
+def _prefer_folder(folder: Path, module: str) -> None:
+    """Let the top-level `module` come from `folder` if it is there."""
+    if sys.path[:1] != [str(folder)]:
+        sys.path[:] = [str(folder), *(p for p in sys.path if p != str(folder))]
+    importlib.invalidate_caches()  # the file may be younger than the last look into its folder
+    files = [folder / f"{module}.py", folder / module / "__init__.py"]
+    mine = next((file for file in files if file.is_file()), None)
+    imported = getattr(sys.modules.get(module), "__file__", None)
+    if mine is None or imported is None or mine.resolve() == Path(imported).resolve():
+        return
+    for name in [n for n in sys.modules if n.partition(".")[0] == module]:
+        del sys.modules[name]
 
 
 def call_factory(path: str, kwargs: dict[str, Any], *, where: str, search_dir: Path | None) -> Any:

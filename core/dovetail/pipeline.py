@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dovetail.errors import ConfigError, DovetailError, build_message
+from dovetail.errors import ConfigError, DovetailError, MissingDependencyError, build_message
 from dovetail.preflight import (
     CheckedConfig,
     ConfigSource,
@@ -31,7 +32,7 @@ from dovetail.run.checkpoint import (
     seed_everything,
 )
 from dovetail.run.device import build_scaler, choose_device
-from dovetail.run.fit import FitParts, Loop
+from dovetail.run.fit import FitParts, FitResult, Loop
 from dovetail.run.folder import check_same_run, create_run_folder, find_run
 from dovetail.run.loader import EpochLoader, build_loader, primary_input, take_batches
 from dovetail.run.losses import build_objective
@@ -41,7 +42,7 @@ from dovetail.run.tracking import Tracking, read_metrics
 from dovetail.types import Collator, Recipe, RunInfo
 
 if TYPE_CHECKING:
-    from dovetail.bundle.build import BundleReport
+    from dovetail.bundle import BundleReport
     from dovetail.registry import Registry
 
 PROOF_BATCH_SIZES = (1, 2, 3, 8)
@@ -83,6 +84,8 @@ class TrainingResult:
     """The model with the weights of the best checkpoint."""
     bundle: BundleReport | None = None
     """What was exported; `None` where nothing was to be."""
+    report: Path | None = None
+    """Page with the run's curves; `None` where matplotlib (the extra `report`) is missing."""
 
     @property
     def metrics_path(self) -> Path:
@@ -183,6 +186,7 @@ class Job:
             if self._exporters and fitted.status != "interrupted":
                 bundle = self._export(_bundle_path(run_dir, fitted.progress.step))
             tracking.status = fitted.status
+        report = write_run_report(run_dir, self._config.run.name, fitted)
         return TrainingResult(
             status=fitted.status,
             run_dir=run_dir,
@@ -194,6 +198,7 @@ class Job:
             duration_s=time.perf_counter() - start_s,
             model=self._model,
             bundle=bundle,
+            report=report,
         )
 
     def _find_start(self, resume: str | Path | None) -> tuple[Path | None, Progress]:
@@ -217,7 +222,7 @@ class Job:
         if self._splits.validation is not None:
             validation_loader = self._build_loader(self._splits.validation, is_training=False)
         objective = build_objective(config.task, train.loss, self._checked.directory)
-        names = try_one_batch(self._model, train_loader, objective, self._transform)
+        names = try_one_batch(self._model, train_loader, config.task, objective, self._transform)
         check_monitor(train, names, has_validation=validation_loader is not None)
         optimizer = build_optimizer(self._model, train, self._checked.directory)
         scaler = build_scaler(train, self._device)
@@ -282,7 +287,7 @@ class Job:
         )
 
     def _export(self, destination: Path) -> BundleReport:
-        from dovetail.bundle.build import build_bundle
+        from dovetail.bundle import build_bundle
 
         split = self._splits.train if self._splits.validation is None else self._splits.validation
         sizes = (EXAMPLE_BATCH_SIZE, *PROOF_BATCH_SIZES)
@@ -292,14 +297,34 @@ class Job:
             self._model,
             self._config.task,
             self._exporters,
-            example,
-            golden,
             destination,
+            example=example,
+            golden=golden,
             transform=None if self._transform is None else self._transform[1],
             recipe=self._recipe,
             training_config=self._config.to_dict(),
+            options={
+                name: options.model_dump(mode="json")
+                for name, options in self._checked.options("export").items()
+            },
             progress=self._observer.on_export,
         )
+
+
+def write_run_report(run_dir: Path, name: str, fitted: FitResult) -> Path | None:
+    """Write the pictures of a run; whatever goes wrong with them is no failure of the run."""
+    from dovetail.run.report import write_report
+
+    results: dict[str, Any] = {"status": fitted.status, "optimizer steps": fitted.progress.step}
+    results |= {f"best {k}": v for k, v in (fitted.best_metrics or fitted.metrics).items()}
+    try:
+        return write_report(run_dir, name, results)
+    except MissingDependencyError:
+        return None
+    except Exception as err:
+        found = f"cannot be written: {type(err).__name__}: {err}"
+        warnings.warn(build_message(f"report of run {str(run_dir)!r}", found), stacklevel=2)
+        return None
 
 
 def build_recipe(checked: CheckedConfig) -> Recipe | None:

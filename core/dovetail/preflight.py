@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dovetail._markers import HOOKS, HookName
 from dovetail.config import (
@@ -36,7 +36,8 @@ from dovetail.run.checkpoint import random_state, set_random_state
 from dovetail.run.evaluate import evaluation_mode
 from dovetail.run.loader import Batch, EpochLoader, Splits, as_splits
 from dovetail.run.losses import Objective
-from dovetail.signature import build_call, unwrap
+from dovetail.signature import build_call, primary_output, unwrap
+from dovetail.task import TaskSpec
 
 ConfigSource = str | Path | Mapping[str, Any] | TrainingConfig
 
@@ -200,6 +201,7 @@ def build_splits(checked: CheckedConfig, data: Any) -> Splits:
 def try_one_batch(
     model: nn.Module,
     loader: EpochLoader,
+    task: TaskSpec,
     objective: Objective,
     transform: tuple[str, nn.Module] | None,
 ) -> list[str]:
@@ -208,6 +210,7 @@ def try_one_batch(
     Args:
         model: On its device, not compiled yet.
         loader: Gives the batch.
+        task: Its sizes are held against the model's output.
         objective: The loss.
         transform: Input name and the preprocessing that runs on the device.
 
@@ -223,7 +226,7 @@ def try_one_batch(
         batch = next(loader.iterate(0), None)
         if batch is None:
             raise DataError(build_message("data split 'train'", "gave no batch"))
-        names = ["loss", *_forward(model, dict(batch), objective, transform)]
+        names = ["loss", *_forward(model, dict(batch), task, objective, transform)]
         return names + (["perplexity"] if objective.has_perplexity else [])
     finally:
         set_random_state(state)
@@ -232,6 +235,7 @@ def try_one_batch(
 def _forward(
     model: nn.Module,
     batch: Batch,
+    task: TaskSpec,
     objective: Objective,
     transform: tuple[str, nn.Module] | None,
 ) -> list[str]:
@@ -241,6 +245,7 @@ def _forward(
             if transform is not None:
                 batch[transform[0]] = transform[1](batch[transform[0]])
             outputs = call(batch)
+            check_output_size(task, primary_output(outputs))
             objective.loss(outputs, batch)
             return list(objective.metrics(outputs, batch))
     except DovetailError:
@@ -251,6 +256,30 @@ def _forward(
         hint = "Check that the model fits the data; the cause's traceback shows where."
         where = f"model {type(unwrap(model)).__name__}"
         raise ModelError(build_message(where, found, action=hint)) from err
+
+
+def check_output_size(task: TaskSpec, output: Tensor) -> None:
+    """Hold a model's output against the sizes a task states.
+
+    Args:
+        task: `num_classes` of a classification, `vocab_size` of a language task.
+        output: Logits; classes are dimension 1, token ids the last.
+
+    Raises:
+        ModelError: The output has another size.
+    """
+    if task.counts_tokens and task.vocab_size is not None:
+        # A vocabulary may be padded to a size the hardware likes.
+        if output.shape[-1] < task.vocab_size:
+            found = f"has {output.shape[-1]} outputs per token"
+            expected = f"at least task.vocab_size = {task.vocab_size}"
+            raise ModelError(build_message("model output", found, expected))
+    elif task.kind in ("classification", "multilabel") and task.class_count is not None:
+        if output.ndim < 2 or output.shape[1] != task.class_count:
+            found = f"has the shape {tuple(output.shape)}"
+            expected = f"(batch, {task.class_count}), as the task has {task.class_count} classes"
+            hint = "Change the model, or task.num_classes and task.labels."
+            raise ModelError(build_message("model output", found, expected, hint))
 
 
 def check_monitor(

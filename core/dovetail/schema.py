@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from dovetail._markers import HOOKS, HookName
@@ -37,7 +37,7 @@ def build_schema(registry: Registry | None = None) -> Schema:
     registry = registry or default_registry()
     schema = TrainingConfig.model_json_schema()
     definitions: Schema = schema["$defs"]
-    for name, field in schema["properties"].items():
+    for field in schema["properties"].values():
         section = definitions[field["$ref"].rpartition("/")[2]]
         field["description"] = section["description"]
         # The whole table of defaults says nothing that its fields do not say.
@@ -109,10 +109,3 @@ def _options_schema(
 
 def _unchecked(info: PluginInfo, reason: str) -> Schema:
     return {"type": "object", "description": f"Not checked: {reason}", "$comment": reason}
-
-
-def iterate_fields(schema: Schema) -> Iterator[tuple[str, Schema]]:
-    """Yield every field of a schema's tables with its dotted place among the definitions."""
-    for name, table in {"": schema, **schema.get("$defs", {})}.items():
-        for key, field in table.get("properties", {}).items():
-            yield f"{name}.{key}".removeprefix("."), field

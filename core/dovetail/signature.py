@@ -34,7 +34,7 @@ def bind_inputs(
 
     Returns:
         The names to pass, and whether they are passed by keyword. Labels are passed only if the
-        signature cannot do without them or the model computes its own loss.
+        signature cannot do without them, or takes them and the model computes its own loss.
 
     Raises:
         ModelError: Forward requires something the batch does not have.
@@ -45,7 +45,8 @@ def bind_inputs(
     required = [p.name for p in named if p.default is p.empty]
     inputs = [n for n in names if n != LABELS]
     taken = [n for n in inputs if takes_any or any(p.name == n for p in named)]
-    if LABELS in names and (needs_labels or LABELS in required):
+    takes_labels = takes_any or any(p.name == LABELS for p in named)
+    if LABELS in names and (LABELS in required or (needs_labels and takes_labels)):
         taken.append(LABELS)
     missing = [n for n in required if n not in taken]
     if not missing and (taken or not inputs):

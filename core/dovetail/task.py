@@ -54,9 +54,9 @@ class TaskSpec(_Frozen):
     labels: tuple[str, ...] = ()
     """Names of the classes in the order of the model's outputs."""
     num_classes: PositiveInt | None = None
-    """Number of classes, or of labels. Labels outside it are an error."""
+    """Number of classes, or of labels; the model must have as many outputs."""
     vocab_size: PositiveInt | None = None
-    """Number of token ids of a language task. Token ids outside it are an error."""
+    """Number of token ids of a language task; the model must have at least as many outputs."""
 
     @model_validator(mode="after")
     def _check_labels(self) -> TaskSpec:

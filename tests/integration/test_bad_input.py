@@ -149,6 +149,11 @@ def test_output_that_does_not_fit_the_loss_names_both_shapes(refuse: Refuse) -> 
     assert "output (8, 2), labels (8,)" in message
 
 
+def test_output_that_does_not_fit_the_task_names_both_sizes(refuse: Refuse) -> None:
+    message = refuse(ModelError, "task.num_classes=3")
+    assert "has the shape (8, 2); expected (batch, 3), as the task has 3 classes" in message
+
+
 def test_model_that_does_not_take_the_batch_is_named(
     refuse: Refuse, splits: dict[str, Samples]
 ) -> None:

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from dovetail.bundle.golden import FILE_NAME as GOLDEN
+from dovetail.bundle.proof import describe_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,13 +26,11 @@ def render_card(manifest: Manifest, sources: Mapping[str, str], folder: Path) ->
         folder: The bundle, for the sizes of its files.
     """
     task, versions = manifest.task, manifest.versions
-    origin = (
-        f"trained with PyTorch {versions['torch']}, exported by dovetail {versions['dovetail']}"
-    )
+    origin = f"exported from PyTorch {versions['torch']} by dovetail {versions['dovetail']}"
     lines = [
         f"# {escape_markdown(task.name)}",
         "",
-        f"Kind {task.kind}, modality {escape_markdown(task.modality)}; {origin}, {manifest.created}.",
+        f"A {task.kind} model ({escape_markdown(task.modality)}), {origin} on {manifest.created}.",
         "",
         "## Signature",
         "",
@@ -78,14 +77,18 @@ def _signature_rows(kind: str, specs: Sequence[TensorSpec]) -> list[str]:
 def _format_row(name: str, entry: ArtifactEntry, folder: Path) -> str:
     size_bytes = sum((folder / file).stat().st_size for file in entry.files)
     errors = "; ".join(
-        f"{', '.join(f'{n} {size}' for n, size in case.sizes.items())}: {case.max_error:.1e}"
+        f"{escape_markdown(describe_sizes(case.sizes))}: {case.max_error:.1e}"
         for case in entry.cases
     )
     carries = "yes" if entry.carries_code else "no"
     return (
-        f"| {escape_markdown(name)} | {escape_markdown(entry.path)} | {size_bytes / 1e6:.2f} MB "
-        f"| {carries} | {entry.limit:.0e} | {escape_markdown(errors)} |"
+        f"| {escape_markdown(name)} | {escape_markdown(entry.path)} | {_readable(size_bytes)} "
+        f"| {carries} | {entry.limit:.0e} | {errors} |"
     )
+
+
+def _readable(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"
 
 
 def _failure_lines(manifest: Manifest) -> list[str]:

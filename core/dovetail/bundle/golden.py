@@ -50,7 +50,8 @@ def read_golden(path: Path) -> tuple[GoldenCase, ...]:
     inputs: dict[int, dict[str, Array]] = {}
     outputs: dict[int, dict[str, Array]] = {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # A file of our own: on a torn archive NumPy would leave the one it opened behind.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             for key in archive.files:
                 case, role, name = key.split("/", 2)
                 index = int(case.removeprefix("case"))

@@ -19,7 +19,7 @@ from dovetail.bundle.specs import (
     read_input_specs,
     read_output_specs,
 )
-from dovetail.errors import ExportError, build_message
+from dovetail.errors import DovetailError, ExportError, ModelError, build_message
 from dovetail.signature import LABELS
 from dovetail.types import ExportInputs, Recipe
 
@@ -75,6 +75,7 @@ def build_reference(
     Raises:
         ExportError: The batches contradict each other or the task, nothing would prove that a
             dimension varies, or the model answers NaN.
+        ModelError: The model fails at one of the batches.
     """
     batches = [_pick(served, batch) for batch in (example, *golden)]
     has_transform = not isinstance(served.transform, nn.Identity)
@@ -100,10 +101,18 @@ def _pick(served: ServedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def _run(served: ServedModel, batch: Mapping[str, Tensor], index: int) -> GoldenCase:
-    outputs = served.named_forward(*batch.values())
+    where = f"golden batch {index - 1}" if index else "example batch"
+    try:
+        outputs = served.named_forward(*batch.values())
+    except DovetailError:
+        raise
+    except Exception as err:
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items())
+        found = f"the trained model does not take {shapes} ({type(err).__name__}: {err})"
+        action = "Mend the model's forward: a server sends every batch size and length."
+        raise ModelError(build_message(where, found, "outputs", action)) from err
     for name, value in outputs.items():
         if bool(torch.isnan(value).any()):
-            where = f"golden batch {index - 1}" if index else "example batch"
             found = f"the trained model answers NaN in {name!r}"
             action = "Look for samples that are all padding, or for a diverged training."
             raise ExportError(build_message(where, found, "numbers", action))

@@ -15,8 +15,13 @@ def say(text: str = "") -> None:
         click.echo(text, color=_color())
     except BrokenPipeError:
         # The rest goes nowhere, so that the work and its exit status stay what they are.
-        with open(os.devnull, "w", encoding="utf-8") as sink:
-            os.dup2(sink.fileno(), sys.stdout.fileno())
+        discard_output()
+
+
+def discard_output() -> None:
+    """Send whatever still goes to standard output nowhere."""
+    with open(os.devnull, "w", encoding="utf-8") as sink:
+        os.dup2(sink.fileno(), sys.stdout.fileno())
 
 
 def complain(text: str) -> None:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dovetail.cli._state import read_state
+from dovetail.cli._state import list_extra, read_state
 from dovetail.errors import UnknownPluginError, build_message, did_you_mean
 from dovetail.registry.listing import ROLES, PluginInfo, Role
 
@@ -52,7 +52,9 @@ def find_plugins(
     choices = [p.name for p in everyone if role in (None, p.role)]
     expected = f"one of {', '.join(dict.fromkeys(choices)) or '(none is installed)'}"
     where = f"plugin {name!r}" + (f" of the {role} hook" if role else "")
+    elsewhere = [p.role for p in everyone if p.is_named(name)]
     hint = did_you_mean(name.rpartition(":")[2], choices)
+    hint = f"It is a plugin of the {elsewhere[0]} hook." if elsewhere else hint
     raise UnknownPluginError(build_message(where, "is not installed", expected, hint))
 
 
@@ -70,8 +72,10 @@ def describe_plugin(info: PluginInfo) -> Iterator[str]:
     if backend.summary:
         yield from _indented(backend.summary, 2)
     yield f"  from       {info.distribution} {info.version} ({info.value})"
-    state = read_state(info, [info])
-    yield f"  packages   {state.text}" + (f": {state.install}" if state.install else "")
+    if extra := list_extra(info):
+        yield f"  extra      {info.distribution}[{info.name}]: {', '.join(extra)}"
+    if install := read_state(info, [info]).install:
+        yield f"  install    {install}"
     if info.role == "wrap":
         yield f'  to use it  [run] plugins = ["{info.name}"]'
         yield f"  around     {', '.join(backend.options_models)}"

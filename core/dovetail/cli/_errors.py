@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import textwrap
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
-from dovetail.cli._console import complain
+from dovetail.cli._console import complain, discard_output
 
 FAILED = 1
 BAD_USAGE = 2
@@ -47,11 +44,25 @@ def run_guarded(work: Callable[[], Any], arguments: Sequence[str]) -> int:
         complain("interrupted")
         return INTERRUPTED
     except Exception as err:
+        if isinstance(err, BrokenPipeError) and _is_from_click(err):
+            discard_output()
+            return 0
         return _report(err, is_debug=_wants_traceback(arguments))
 
 
 def _wants_traceback(arguments: Sequence[str]) -> bool:
     return "--debug" in arguments or os.environ.get(_DEBUG_VARIABLE, "") not in ("", "0")
+
+
+def _is_from_click(err: Exception) -> bool:
+    """Return whether it was click that could not print a help text or the version.
+
+    A pipe that broke in the user's code is another matter.
+    """
+    trace = err.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals["__name__"].startswith("click.")
 
 
 def _report_usage(err: click.ClickException) -> int:
@@ -83,12 +94,16 @@ def _report(err: Exception, *, is_debug: bool) -> int:
 
 
 def _format_traceback(err: Exception) -> str:
+    import traceback  # a command that does not fail starts faster without
+
     return "".join(traceback.format_exception(err)).rstrip()
 
 
 def _complain_error(message: str) -> None:
     lines = f"error: {message}".splitlines()
     if sys.stderr.isatty():
+        import shutil
+
         width = shutil.get_terminal_size().columns
         lines = [part for line in lines for part in _wrap(line, width)]
     first = lines[0].removeprefix("error:")
@@ -98,6 +113,8 @@ def _complain_error(message: str) -> None:
 
 
 def _wrap(line: str, width: int) -> list[str]:
+    import textwrap
+
     indent = " " * (len(line) - len(line.lstrip(" -")) or 2)
     return textwrap.wrap(
         line,

@@ -65,7 +65,7 @@ class LazyGroup(click.Group):
         hint = did_you_mean(args[0], COMMANDS) or f"The commands are: {', '.join(COMMANDS)}."
         raise click.UsageError(f"There is no command {args[0]!r}. {hint}", ctx)
 
-    def main(  # type: ignore[override]  # one signature for both of click's overloads
+    def main(
         self,
         args: Sequence[str] | None = None,
         prog_name: str | None = None,

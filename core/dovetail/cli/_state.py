@@ -29,17 +29,17 @@ class PluginState:
 def read_state(info: PluginInfo, plugins: Sequence[PluginInfo]) -> PluginState:
     """Tell a plugin's state from the metadata of its distribution alone.
 
-    A distribution that has an extra named like the plugin says with it what the plugin needs;
-    otherwise it is what the distribution itself requires. Requirements that hold for some
-    platforms only are left to the installer.
+    Requirements that hold for some platforms only are left to the installer.
 
     Args:
         info: The plugin.
         plugins: All plugins, to see who else offers its name.
 
     Returns:
-        "ready" if everything that is declared is installed, "needs <package>" if not, "not
-        loaded" where there is no metadata that could tell.
+        "ready" if everything that is declared is installed; "needs <package>" if the distribution
+        requires what is not; "may need <package>" if only its extra of the plugin's name does, for
+        that is where a plugin's own packages are declared, the optional ones too; "not loaded"
+        where there is no metadata that could tell.
     """
     if info.is_reserved:
         reason = f"the name {info.name!r} has a meaning of its own in the config"
@@ -49,15 +49,24 @@ def read_state(info: PluginInfo, plugins: Sequence[PluginInfo]) -> PluginState:
     except metadata.PackageNotFoundError:
         return PluginState("not loaded")
     extra = normalize(info.name)
-    missing = [p for p in (*declared.get("", ()), *declared.get(extra, ())) if not _is_installed(p)]
-    if missing:
-        base = info.distribution
-        wanted = f'"{base}[{extra}]"' if extra in declared else base
-        return PluginState(f"needs {', '.join(missing)}", install=f"pip install {wanted}")
+    if missing := _missing(declared.get("", [])):
+        install = f"pip install {info.distribution}"
+        return PluginState(f"needs {', '.join(missing)}", install=install)
+    if missing := _missing(declared.get(extra, [])):
+        install = f'pip install "{info.distribution}[{extra}]"'
+        return PluginState(f"may need {', '.join(missing)}", install=install)
     rivals = [p for p in plugins if (p.role, p.name) == (info.role, info.name)]
     if len(rivals) > 1:
         return PluginState(f"ready as {info.distribution}:{info.name}")
     return PluginState("ready")
+
+
+def list_extra(info: PluginInfo) -> list[str]:
+    """Return the packages in the extra that is named like a plugin."""
+    try:
+        return _declared(info.distribution).get(normalize(info.name), [])
+    except metadata.PackageNotFoundError:
+        return []
 
 
 def load_state(info: PluginInfo) -> PluginState:
@@ -68,7 +77,8 @@ def load_state(info: PluginInfo) -> PluginState:
     try:
         load_backend(info, import_plugin(info))
     except MissingDependencyError as err:
-        return PluginState("needs a package", reason=str(err))
+        package = getattr(err.__cause__, "name", None) or "a package"
+        return PluginState(f"needs {package}", reason=str(err))
     except DovetailError as err:
         return PluginState("broken", reason=str(err), is_broken=True)
     return PluginState("loads")
@@ -85,6 +95,10 @@ def _declared(distribution: str) -> dict[str, list[str]]:
         if name and is_certain and normalize(name[0]) != normalize(distribution):
             declared.setdefault(normalize(extra[1]) if extra else "", []).append(name[0])
     return declared
+
+
+def _missing(packages: Sequence[str]) -> list[str]:
+    return [package for package in packages if not _is_installed(package)]
 
 
 @cache

@@ -12,6 +12,7 @@ from pathlib import Path
 from dovetail.run.observer import RunObserver, RunPlan
 
 ITEMS = "train/items"
+_STAGES = {"export": "exporting", "proof": "proving"}
 _HIDDEN = frozenset({ITEMS, "train/lr", "train/grad_norm"})
 
 
@@ -56,13 +57,11 @@ class RunWatcher(RunObserver):
     def on_start(self, plan: RunPlan, run_dir: Path) -> None:
         """Print what the run is about to do."""
         self._plan, self.run_dir = plan, run_dir
-        steps = "an unknown number of steps" if plan.total_steps is None else f"{plan.total_steps} steps"
-        first = f" from epoch {plan.first_epoch + 1}" if plan.first_epoch else ""
+        size = "" if plan.total_steps is None else f"{plan.total_steps} steps in "
+        epochs = f"{plan.num_epochs} epoch{'s' if plan.num_epochs > 1 else ''}"
+        first = f", from epoch {plan.first_epoch + 1}" if plan.first_epoch else ""
         self._say(f"run {run_dir}")
-        self._say(
-            f"{plan.num_parameters:,} parameters on {plan.device}, {steps} in {plan.num_epochs} "
-            f"epochs{first}"
-        )
+        self._say(f"{plan.num_parameters:,} parameters on {plan.device}; {size}{epochs}{first}")
         self._stage = ""
         self._epoch_start_s = time.perf_counter()
         self._next_beat_s = self._epoch_start_s + self._heartbeat_s
@@ -72,10 +71,15 @@ class RunWatcher(RunObserver):
     ) -> None:
         """Keep where the run is."""
         if epoch != self._epoch:
-            self._begin_epoch(epoch, step)
+            self._end_epoch("")
+            self._epoch = epoch
         self._latest = (epoch, micro_batch, step, metrics)
         self._items += metrics.get(ITEMS, 0.0)
-        if time.perf_counter() >= self._next_beat_s:
+        now_s = time.perf_counter()
+        if not self._history:
+            # The first step is slow; speed is counted from its end.
+            self._history.append((now_s, step, self._items))
+        if now_s >= self._next_beat_s:
             self._beat()
 
     def on_evaluation(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
@@ -85,15 +89,15 @@ class RunWatcher(RunObserver):
     def on_checkpoint(self, path: Path, is_best: bool) -> None:
         """Print the epoch's line, if this checkpoint ends one."""
         if self._evaluation is not None or self._is_epoch_done():
-            self._end_epoch("  best" if is_best else "")
+            self._end_epoch(", best" if is_best else "")
 
     def on_message(self, text: str) -> None:
         """Print it."""
         self._say(text)
 
     def on_export(self, format_name: str, stage: str) -> None:
-        """Print which format is under way."""
-        self._stage = f"{stage} {format_name}"
+        """Print what happens to a format."""
+        self._stage = f"{format_name}: {_STAGES.get(stage, stage)}"
         self._say(self._stage)
 
     def finish(self) -> None:
@@ -139,15 +143,6 @@ class RunWatcher(RunObserver):
         self._say(f"{standing.left}  {standing.right}")
         self._next_beat_s = time.perf_counter() + self._heartbeat_s
 
-    def _begin_epoch(self, epoch: int, step: int) -> None:
-        if self._epoch is not None:
-            self._end_epoch("")
-        self._epoch = epoch
-        if not self._history:
-            # The first step is slow; speed is counted from its end.
-            self._history.append((time.perf_counter(), step, 0.0))
-            self._items = -0.0
-
     def _is_epoch_done(self) -> bool:
         if self._plan is None or self._latest is None or self._epoch is None:
             return False
@@ -160,14 +155,23 @@ class RunWatcher(RunObserver):
             return
         now_s = time.perf_counter()
         _, _, step, metrics = self._latest
-        values = {**metrics, **(self._evaluation or {})}
-        told = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if k not in _HIDDEN)
+        told = spell_metrics({**metrics, **(self._evaluation or {})})
         self._say(
-            f"epoch {self._epoch + 1}/{self._plan.num_epochs}  step {step}  {told}  "
+            f"epoch {self._epoch + 1}/{self._plan.num_epochs}: {told}; step {step}, "
             f"{spell_duration(now_s - self._epoch_start_s)}{note}"
         )
         self._epoch, self._evaluation, self._epoch_start_s = None, None, now_s
         self._next_beat_s = now_s + self._heartbeat_s
+
+
+def spell_metrics(metrics: Mapping[str, float]) -> str:
+    """Return metrics by the split they are of: train loss 0.24; val loss 0.31, accuracy 0.9."""
+    groups: dict[str, list[str]] = {}
+    for name, value in metrics.items():
+        split, _, rest = name.rpartition("/")
+        if name not in _HIDDEN:
+            groups.setdefault(split, []).append(f"{rest} {value:.4g}")
+    return "; ".join(f"{split} {', '.join(values)}".strip() for split, values in groups.items())
 
 
 def spell_count(number: float) -> str:

@@ -50,7 +50,7 @@ def plugins(ctx: click.Context, as_json: bool, check: bool) -> None:
     """List the installed plugins, or show one.
 
     The list is read from the metadata of the installed packages; no plugin is imported for it.
-    "ready" says that what a plugin's package requires is there; --check imports the plugins.
+    "ready" says that all it declares to need is there; --check imports the plugins and knows.
 
     HOOK is compile, collate, accumulate, log, export, or wrap for plugins that wrap hooks.
     """

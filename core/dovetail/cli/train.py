@@ -12,17 +12,17 @@ import click
 from dovetail._version import __version__
 from dovetail.cli._console import complain, say
 from dovetail.cli._errors import FAILED, INTERRUPTED, debug_option
+from dovetail.cli._screen import Screen, choose_mode, is_first_process
+from dovetail.cli._watch import RunWatcher
 
 if TYPE_CHECKING:
-    from dovetail.cli._screen import Screen
-    from dovetail.cli._watch import RunWatcher
     from dovetail.pipeline import TrainingResult
 
 _HEARTBEAT_S = 10.0
 
 
 @click.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=click.Path(path_type=Path), required=False, metavar="CONFIG")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--resume",
@@ -35,17 +35,17 @@ _HEARTBEAT_S = 10.0
 @click.option("--plain", is_flag=True, help="Print lines instead of a bar, as into a pipe.")
 @debug_option
 def train(
-    config: Path, overrides: tuple[str, ...], resume: str | None, quiet: bool, plain: bool
+    config: Path | None, overrides: tuple[str, ...], resume: str | None, quiet: bool, plain: bool
 ) -> None:
     """Train a model as a config says, and export it.
 
     CONFIG is a TOML or JSON file. KEY=VALUE sets one of its fields, such as train.lr=3e-4 or
     'log.use=["tensorboard"]'. Ctrl-C ends the run after the step under way, with a checkpoint.
     """
-    from dovetail.cli._screen import Screen, choose_mode
-    from dovetail.cli._watch import RunWatcher
-
-    _check_early(config, overrides, resume)
+    if config is None or (resume is not None and _is_config(resume)):
+        hint = f" --resume took {resume!r} for a run: put it last." if resume else ""
+        raise click.UsageError(f"Missing argument 'CONFIG'.{hint}", click.get_current_context())
+    _check_early(config, overrides)
     screen = Screen(choose_mode(quiet=quiet, plain=plain))
     watcher = RunWatcher(screen.say, _HEARTBEAT_S if screen.mode == "plain" else None)
     try:
@@ -55,18 +55,22 @@ def train(
         for line in _describe_resume(config, overrides, watcher.run_dir):
             say(line)
         raise click.exceptions.Exit(INTERRUPTED) from None
+    except Exception:
+        if watcher.run_dir is not None:
+            complain(f"what the run left behind: {watcher.run_dir}")
+        raise
     _print_result(result, config, overrides, screen)
 
 
-def _check_early(config: Path, overrides: tuple[str, ...], resume: str | None) -> None:
+def _is_config(text: str) -> bool:
+    """Return whether what `--resume` took was meant as CONFIG or as an override."""
+    return "=" in text or text.endswith((".toml", ".json"))
+
+
+def _check_early(config: Path, overrides: tuple[str, ...]) -> None:
     """Refuse what can be refused before torch is imported, which takes seconds."""
     from dovetail.config import apply_overrides, read_config_file
 
-    if resume is not None and ("=" in resume or resume.endswith((".toml", ".json"))):
-        raise click.UsageError(
-            f"--resume takes {resume!r} for a run. Put it last, or write --resume=latest.",
-            click.get_current_context(),
-        )
     apply_overrides(read_config_file(config), overrides)
 
 
@@ -92,23 +96,25 @@ def _print_result(
 ) -> None:
     from dovetail.cli._results import describe_paths, describe_result
 
-    is_first_process = screen.mode != "quiet"
-    if screen.mode != "quiet":
-        for line in describe_result(result):
-            say(line)
-        say()
-    for line in describe_paths(result):
-        say(line)
-    if result.status == "interrupted":
-        for line in _describe_resume(config, overrides, result.run_dir):
-            say(line)
-        raise click.exceptions.Exit(INTERRUPTED)
-    if result.bundle is not None:
-        if is_first_process:
+    is_interrupted = result.status == "interrupted"
+    failures = result.bundle.failures if result.bundle is not None else ()
+    if is_first_process():
+        if screen.mode == "quiet":
+            for failure in failures:
+                complain(f"error: {failure}")
+        else:
+            for line in describe_result(result):
+                say(line)
             say()
-            say(f"next: {shlex.join(['dovetail', 'verify', str(result.bundle.path)])}")
-        if not result.bundle.is_complete:
-            raise click.exceptions.Exit(FAILED)
+        for line in describe_paths(result):
+            say(line)
+        if is_interrupted:
+            for line in _describe_resume(config, overrides, result.run_dir):
+                say(line)
+        elif result.bundle is not None:
+            say(f"check it with: {shlex.join(['dovetail', 'verify', str(result.bundle.path)])}")
+    if is_interrupted or failures:
+        raise click.exceptions.Exit(INTERRUPTED if is_interrupted else FAILED)
 
 
 def _describe_resume(

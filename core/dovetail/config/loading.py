@@ -20,7 +20,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_BARE_WORD = re.compile(r"[A-Za-z_./~][\w.:/@+~-]*")
+_BARE_WORD = re.compile(r"([^\W\d]|[./~])[\w.:/@+~-]*")
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
@@ -38,7 +38,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     """
     where = f"config file {str(path)!r}"
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")  # some editors write a byte-order mark
     except FileNotFoundError as err:
         beside = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         hint = f"Beside it: {', '.join(beside)}." if beside else "Check the path."
@@ -89,6 +89,8 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         ConfigError: A setting has no `=`, no path, or a value that is not TOML; all of them in
             one message.
     """
+    if isinstance(overrides, str):
+        overrides = [overrides]
     result: dict[str, Any] = _copy(data)
     problems: list[str] = []
     for override in overrides:
@@ -99,7 +101,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
             continue
         try:
             value = _read_value(raw.strip())
-        except tomllib.TOMLDecodeError:
+        except ValueError:
             expected = 'a TOML value: 3, 3e-4, true, "text", ["a", "b"]'
             hint = "Quote it for the shell, as in 'log.use=[\"tensorboard\"]'."
             problems.append(build_message(f"override {key}", f"got {raw!r}", expected, hint))
@@ -115,11 +117,13 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
 def _read_value(raw: str) -> Any:
     try:
         tables: dict[str, Any] = tomllib.loads(f"value = {raw}")
-        return tables["value"]
     except tomllib.TOMLDecodeError:
         if _BARE_WORD.fullmatch(raw):
             return raw
         raise
+    if len(tables) > 1:
+        raise ValueError("more than one setting")
+    return tables["value"]
 
 
 def _copy(value: Any) -> Any:

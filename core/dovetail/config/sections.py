@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -17,7 +16,10 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from dovetail.config.options import ClosedModel
+from dovetail.errors import ConfigError, build_message
 from dovetail.task import TaskSpec
 
 OFF = "off"
@@ -32,16 +34,10 @@ ImportPath: TypeAlias = Annotated[
 """`package.module:object`; a module beside the config file is found."""
 
 
-class Section(BaseModel):
-    """Base of a section: frozen, closed, no NaN or infinity, help in attribute docstrings."""
+class Section(ClosedModel):
+    """Base of a section: no NaN or infinity."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-        strict=False,
-    )
+    model_config = ConfigDict(allow_inf_nan=False, ser_json_inf_nan="constants")
 
 
 class RunConfig(Section):
@@ -53,7 +49,7 @@ class RunConfig(Section):
     """Folder that holds all runs, from the working directory."""
     id: FolderName | None = None
     """Folder of this run under `dir/name`; it must not exist. Without it: date and time."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of every random generator."""
     deterministic: bool = False
     """Use deterministic kernels only; slower, and an error where there is none."""
@@ -140,7 +136,7 @@ class HookSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _gather_tables(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping):
+        if not isinstance(data, Mapping) or not isinstance(data.get("options", {}), Mapping):
             return data
         known = set(cls.model_fields)
         tables = {k: v for k, v in data.items() if k not in known and isinstance(v, Mapping)}
@@ -223,10 +219,19 @@ class TrainingConfig(Section):
         return section
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, backends' options as tables, without what is `None`."""
-        plain: dict[str, Any] = self.model_dump(mode="json")
-        for hook in self.HOOK_SECTIONS:
-            plain[hook].update({k: dict(v) for k, v in self.hook_section(hook).options.items()})
+        """Return plain values, backends' options as tables, without what is `None`.
+
+        Raises:
+            ConfigError: It holds an object that is no plain value.
+        """
+        try:
+            plain: dict[str, Any] = self.model_dump(mode="json")
+            for hook in self.HOOK_SECTIONS:
+                plain[hook].update(to_jsonable_python(self.hook_section(hook).options))
+        except PydanticSerializationError as err:
+            expected = "numbers, strings, lists and tables"
+            hint = "Hand over objects as arguments of dovetail.train, not in the config."
+            raise ConfigError(build_message("config", str(err), expected, hint)) from err
         cleaned: dict[str, Any] = _without_none(plain)
         return cleaned
 

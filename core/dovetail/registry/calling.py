@@ -24,6 +24,7 @@ from dovetail.errors import (
     join_problems,
 )
 from dovetail.registry.listing import (
+    RESERVED,
     ROLES,
     PluginInfo,
     Role,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from dovetail.task import TaskSpec
     from dovetail.types import Accumulator, Collator, Exporter, RunInfo, Tracker
 
-_SESSION = "(this session)"
+_SESSION = "this session"
 
 
 class Registry:
@@ -88,8 +89,14 @@ class Registry:
         if hook not in ROLES:
             expected = f"one of {', '.join(ROLES)}"
             raise ConfigError(build_message("argument hook", f"got {hook!r}", expected))
+        if name in RESERVED:
+            found = f"got {name!r}, which has a meaning of its own in a config"
+            raise ConfigError(build_message("argument name", found, "another name"))
         info = PluginInfo(hook, name, _SESSION, "", type(plugin).__name__)
-        self._loaded[info] = load_backend(info, plugin)
+        backend = load_backend(info, plugin)
+        for other in [p for p in self._registered if (p.role, p.name) == (hook, name)]:
+            del self._registered[other]
+        self._loaded[info] = backend
         self._registered[info] = plugin
 
     def list_plugins(self, role: Role | None = None) -> list[PluginInfo]:
@@ -128,6 +135,8 @@ class Registry:
 
     def _elsewhere(self, name: str) -> str:
         roles = [p.role for p in self.list_plugins() if p.is_named(name)]
+        if roles[:1] == ["wrap"]:
+            return f"{name!r} wraps hooks: name it in run.plugins."
         return f"{name!r} is a plugin of the {roles[0]} hook." if roles else ""
 
     def load(self, role: Role, name: str) -> Backend:
@@ -164,6 +173,11 @@ class Registry:
         except ValidationError as err:
             problems = explain(err, model, where)
             raise ConfigError(join_problems(where, problems), problems) from err
+        except DovetailError:
+            raise
+        except Exception as err:  # a validator of the plugin's own
+            found = f"its options {dict(table)!r} raised {type(err).__name__}: {err}"
+            raise PluginError(build_message(backend.info.where, found)) from err
 
     def compile(self, name: str, model: nn.Module, task: TaskSpec, options: Any) -> nn.Module:
         """Call `dovetail_compile` of one backend."""
@@ -227,7 +241,7 @@ class Registry:
         Raises:
             UnknownPluginError: Nobody claims the modality, or several do.
         """
-        installed = self.list_plugins("collate")
+        installed = [p for p in self.list_plugins("collate") if not p.is_reserved]
         names = [p.name for p in installed]
         if task.modality in names:
             name = task.modality
@@ -255,8 +269,7 @@ class Registry:
     def chain_names(self, hook: HookName, name: str) -> list[str]:
         """Return what a call would run, the outermost wrapper first, the backend last."""
         function = hook_function(hook)
-        wrappers = [self.load("wrap", w) for w in self._wrappers]
-        around = [w.info.name for w in wrappers if function in w.options_models]
+        around = [w.info.name for w in self._load_wrappers() if function in w.options_models]
         return [*around, self.load(hook, name).info.name]
 
     def _call(
@@ -281,19 +294,29 @@ class Registry:
         manager = new_manager()
         manager.register(backend.plugin, name=backend.info.name)
         # pluggy calls what was registered last first, so that the first named ends up outermost.
-        for wrapper in reversed(self._wrappers):
-            loaded = self.load("wrap", wrapper)
-            manager.register(loaded.plugin, name=f"wrap:{loaded.info.name}")
+        wrappers = self._load_wrappers()
+        for wrapper in reversed(wrappers):
+            manager.register(wrapper.plugin, name=f"wrap:{wrapper.info.name}")
         try:
             return getattr(manager.hook, hook_function(hook))(**arguments)
         except DovetailError:
             raise
         except ModuleNotFoundError as err:
             raise missing_dependency(backend.info, err) from err
-        except Exception as err:
+        except (Exception, SystemExit) as err:
             where = f"{backend.info.where} hook {hook_function(hook)}"
             found = f"raised {type(err).__name__}: {err}"
+            if wrappers:
+                found += f" (wrapped by {', '.join(w.info.name for w in wrappers)})"
             raise PluginError(build_message(where, found)) from err
+
+    def _load_wrappers(self) -> list[Backend]:
+        """Return the wrappers, the first outermost; one that is named twice wraps once."""
+        loaded: dict[int, Backend] = {}
+        for name in self._wrappers:
+            backend = self.load("wrap", name)
+            loaded.setdefault(id(backend.plugin), backend)
+        return list(loaded.values())
 
     def lock(self, chosen: Mapping[HookName, Mapping[str, PluginOptions]]) -> list[dict[str, str]]:
         """Return what stands in `plugins.lock.json`: one row per chosen backend and wrapper."""
@@ -302,7 +325,7 @@ class Registry:
             for hook in HOOKS
             for name, options in chosen.get(hook, {}).items()
         ]
-        return rows + [_lock_row(self.load("wrap", w).info, None) for w in self._wrappers]
+        return rows + [_lock_row(wrapper.info, None) for wrapper in self._load_wrappers()]
 
 
 def _lock_row(info: PluginInfo, options: PluginOptions | None) -> dict[str, str]:
@@ -322,5 +345,7 @@ def _article(kind: type) -> str:
 
 
 def _members(kind: type) -> list[str]:
-    """Return the public members of a protocol."""
+    """Return the public members of a protocol; a class has too many to be listed."""
+    if not getattr(kind, "_is_protocol", False):
+        return []
     return sorted(n for n in vars(kind) if not n.startswith("_") or n == "__call__")

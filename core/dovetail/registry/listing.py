@@ -6,7 +6,7 @@ import importlib.metadata
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from dovetail._markers import GROUPS, HOOKS, WRAPPER_GROUP, HookName
 
@@ -14,6 +14,17 @@ Role: TypeAlias = Literal["compile", "collate", "accumulate", "log", "export", "
 """The hook a plugin implements, or "wrap" for one that wraps hooks."""
 
 ROLES: tuple[Role, ...] = (*HOOKS, "wrap")
+
+RESERVED = ("off", "auto")
+"""Names that mean something else in a config, so that nobody could choose a plugin by them."""
+
+_DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "yaml": "PyYAML",
+    "cv2": "opencv-python",
+}
+"""Distributions of modules that are called otherwise."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,7 @@ class PluginInfo:
     role: Role
     name: str
     distribution: str
-    """Name of the distribution, or "(this session)" for one that was registered by code."""
+    """Name of the distribution, or "this session" for one that was registered by code."""
     version: str
     value: str
     """Import path of the plugin object."""
@@ -33,7 +44,7 @@ class PluginInfo:
     @property
     def where(self) -> str:
         """How messages name it: `plugin 'name' (distribution 1.2)`."""
-        return f"plugin {self.name!r} ({self.distribution} {self.version})".replace(" )", ")")
+        return f"plugin {self.name!r} ({self.distribution} {self.version}".rstrip() + ")"
 
     def is_named(self, name: str) -> bool:
         """Return whether `name`, plain or as `distribution:name`, means this plugin."""
@@ -58,12 +69,21 @@ def list_entry_points() -> list[PluginInfo]:
     for role in ROLES:
         group = WRAPPER_GROUP if role == "wrap" else GROUPS[role]
         for entry in entries.select(group=group):
-            # Entry points without a distribution come from hand-made metadata; they are listed too.
-            name = entry.dist.name if entry.dist else "(unknown)"
-            version = entry.dist.version if entry.dist else ""
-            reserved = entry.name in ("off", "auto")
+            name, version = _owner(entry)
+            reserved = entry.name in RESERVED
             found.append(PluginInfo(role, entry.name, name, version, entry.value, reserved))
     return sort_plugins(found)
+
+
+def _owner(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
+    """Return name and version of the distribution that declares an entry point.
+
+    A folder that an interrupted installation left behind has entry points and no metadata. It
+    must not keep everybody else from being listed.
+    """
+    metadata: Any = entry.dist.metadata if entry.dist is not None else None
+    name, version = (metadata.get(key) if metadata else None for key in ("Name", "Version"))
+    return name or "unknown distribution", version or ""
 
 
 def sort_plugins(plugins: Iterable[PluginInfo]) -> list[PluginInfo]:
@@ -82,12 +102,18 @@ def extra_for(distribution: str, package: str) -> str | None:
         requirements = importlib.metadata.requires(distribution) or []
     except importlib.metadata.PackageNotFoundError:
         return None
+    wanted = normalize(distribution_of(package))
     for requirement in requirements:
         name = re.match(r"[A-Za-z0-9._-]+", requirement)
         extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)['\"]", requirement)
-        if name and extra and normalize(name[0]) == normalize(package) and extra[1] != "all":
+        if name and extra and normalize(name[0]) == wanted and extra[1] != "all":
             return extra[1]
     return None
+
+
+def distribution_of(module: str) -> str:
+    """Return the distribution that brings a top-level module, as far as names tell."""
+    return _DISTRIBUTIONS.get(module, module)
 
 
 def is_hook(role: Role) -> bool:
@@ -96,10 +122,12 @@ def is_hook(role: Role) -> bool:
 
 
 __all__ = [
+    "RESERVED",
     "ROLES",
     "HookName",
     "PluginInfo",
     "Role",
+    "distribution_of",
     "extra_for",
     "is_hook",
     "list_entry_points",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,15 +13,23 @@ from typing import Any
 import pluggy
 
 from dovetail import hookspecs
-from dovetail._markers import API_VERSION, HOOKS, PROJECT, HookName, hook_function
+from dovetail._markers import (
+    API_VERSION,
+    HOOKS,
+    PROJECT,
+    WRAPPER_GROUP,
+    HookName,
+    hook_function,
+)
 from dovetail.config import PluginOptions
 from dovetail.errors import (
     BrokenPluginError,
     MissingDependencyError,
+    PluginError,
     build_message,
     did_you_mean,
 )
-from dovetail.registry.listing import PluginInfo, extra_for
+from dovetail.registry.listing import PluginInfo, distribution_of, extra_for
 
 _FUNCTIONS = tuple(hook_function(hook) for hook in HOOKS)
 
@@ -54,7 +63,7 @@ def import_plugin(info: PluginInfo) -> object:
         for part in attribute.split("[")[0].strip().split(".") if attribute else ():
             plugin = getattr(plugin, part)
     except ModuleNotFoundError as err:
-        if err.name is not None and f"{module_name}.".startswith(f"{err.name}."):
+        if err.name is not None and f"{module_name.strip()}.".startswith(f"{err.name}."):
             found = f"its entry point names {info.value}, and there is no module {err.name!r}"
             hint = f"Install it again: pip install --force-reinstall {info.distribution}"
             raise BrokenPluginError(build_message(info.where, found, action=hint)) from err
@@ -68,11 +77,16 @@ def import_plugin(info: PluginInfo) -> object:
     return plugin
 
 
-def missing_dependency(info: PluginInfo, err: ModuleNotFoundError) -> MissingDependencyError:
+def missing_dependency(info: PluginInfo, err: ModuleNotFoundError) -> PluginError:
     """Return the error that names the missing package and the line that installs it."""
     package = (err.name or "").partition(".")[0] or str(err)
+    # A namespace package is there without a file, and says nothing about what is installed.
+    if package != err.name and getattr(sys.modules.get(package), "__file__", None):
+        found = f"needs {err.name!r}, which the installed {package!r} does not have"
+        hint = f"Install another version of {distribution_of(package)}."
+        return BrokenPluginError(build_message(info.where, found, action=hint))
     extra = extra_for(info.distribution, package)
-    target = f'"{info.distribution}[{extra}]"' if extra else package
+    target = f'"{info.distribution}[{extra}]"' if extra else distribution_of(package)
     found = f"needs the package {package!r}, which is not installed"
     hint = f"Install it: pip install {target}"
     return MissingDependencyError(build_message(info.where, found, action=hint))
@@ -91,6 +105,10 @@ def load_backend(info: PluginInfo, plugin: object) -> Backend:
             no options model, or does not implement its hook.
     """
     _check_api(info, plugin)
+    if isinstance(plugin, type):
+        found = f"{info.value} is a class"
+        hint = "Make an instance in its module and name that."
+        raise BrokenPluginError(build_message(info.where, found, "a module or an instance", hint))
     functions = dict(_hook_functions(info, plugin))
     manager = new_manager()
     try:
@@ -139,7 +157,19 @@ def _hook_functions(info: PluginInfo, plugin: object) -> Iterator[tuple[str, Any
                 f"Write @{PROJECT}.hookimpl above it; without, it would silently never be called."
             )
             raise BrokenPluginError(build_message(where, "is not decorated", action=hint))
+        _check_parameters(where, function)
         yield name, function
+
+
+def _check_parameters(where: str, function: Any) -> None:
+    """Refuse parameters that pluggy accepts and then silently never fills."""
+    for parameter in _signature(function).parameters.values():
+        is_plain = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        if is_plain and parameter.default is parameter.empty:
+            continue
+        found = f"has the parameter `{parameter}`, which would never get a value"
+        expected = "plain parameters without defaults"
+        raise BrokenPluginError(build_message(where, found, expected))
 
 
 def _check_role(info: PluginInfo, functions: dict[str, Any]) -> None:
@@ -147,10 +177,14 @@ def _check_role(info: PluginInfo, functions: dict[str, Any]) -> None:
         plain = [n for n, f in functions.items() if not getattr(f, f"{PROJECT}_impl")["wrapper"]]
         if plain or not functions:
             found = f"{', '.join(plain) or 'it'} wraps no hook"
-            expected = "functions marked @hookimpl(wrapper=True) in the group dovetail.plugins"
+            expected = f"functions marked @hookimpl(wrapper=True) in the group {WRAPPER_GROUP}"
             raise BrokenPluginError(build_message(info.where, found, expected))
         return
     wanted = hook_function(info.role)
+    if wanted in functions and getattr(functions[wanted], f"{PROJECT}_impl")["wrapper"]:
+        found = f"{wanted} is a wrapper, which makes no part of its own"
+        hint = f"Declare it in the group {WRAPPER_GROUP} and name it in run.plugins."
+        raise BrokenPluginError(build_message(info.where, found, action=hint))
     if wanted not in functions:
         found = f"has no {wanted}" + (f", only {', '.join(functions)}" if functions else "")
         expected = f"a function {wanted} marked with @hookimpl"
@@ -159,7 +193,7 @@ def _check_role(info: PluginInfo, functions: dict[str, Any]) -> None:
 
 def _options_model(info: PluginInfo, name: str, function: Any) -> type[PluginOptions]:
     target = inspect.unwrap(function)
-    annotation = inspect.signature(target).parameters.get("options")
+    annotation = _signature(target).parameters.get("options")
     model: Any = annotation.annotation if annotation is not None else inspect.Parameter.empty
     where = f"{info.where} hook {name}"
     if isinstance(model, str):
@@ -180,8 +214,17 @@ def _options_model(info: PluginInfo, name: str, function: Any) -> type[PluginOpt
     return model
 
 
+def _signature(function: Any) -> inspect.Signature:
+    """Return a signature whose annotations need not all be there: they may be for checkers only."""
+    if sys.version_info >= (3, 14):
+        from annotationlib import Format
+
+        return inspect.signature(function, annotation_format=Format.FORWARDREF)
+    return inspect.signature(function)
+
+
 def _place(err: BaseException) -> str:
     """Return ` (file:line)` of the innermost frame, so that its author can go there."""
     trace = traceback.extract_tb(err.__traceback__)
-    frames = [f for f in trace if "importlib" not in f.filename]
+    frames = [f for f in trace if "importlib" not in f.filename and f.filename != __file__]
     return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""

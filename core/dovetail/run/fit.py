@@ -233,6 +233,7 @@ class Loop:
         if window.grad_norm is not None:
             metrics["train/grad_norm"] = window.grad_norm
         self._write("step", items=window.items, metrics=metrics)
+        metrics["train/items"] = window.items  # an axis in the log, a number for the observer
         self._parts.observer.on_step(self._epoch, self._micro_batch, self._step, metrics)
         self._metrics.update(metrics)
         self._parts.learning_rate.set_for(self._step)

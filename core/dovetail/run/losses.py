@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dovetail.errors import DataError, ModelError, build_message
+from dovetail.errors import ConfigError, DataError, ModelError, build_message
 from dovetail.imports import import_object
 from dovetail.signature import LABELS, primary_output
 from dovetail.task import TaskKind, TaskSpec
@@ -53,7 +53,7 @@ def build_objective(task: TaskSpec, loss: str, search_dir: Path | None = None) -
         search_dir: Folder of the config file.
 
     Raises:
-        ConfigError: The loss function does not import.
+        ConfigError: The loss function does not import, or is no function.
     """
     if loss == "task":
         tokens = task.counts_tokens
@@ -65,7 +65,12 @@ def build_objective(task: TaskSpec, loss: str, search_dir: Path | None = None) -
             needs_labels_in_model=True,
             has_perplexity=task.counts_tokens,
         )
-    function = import_object(loss, where="config train.loss", search_dir=search_dir)
+    where = "config train.loss"
+    function = import_object(loss, where=where, search_dir=search_dir)
+    if not callable(function):
+        raise ConfigError(
+            build_message(where, f"{loss!r} is a {type(function).__name__}", "a function")
+        )
     return Objective(UserLoss(function), lambda outputs, batch: {})
 
 
@@ -109,6 +114,7 @@ class _ModelLoss:
             found = f"output is a {type(outputs).__name__} without a tensor 'loss'"
             hint = 'Return one, or set train.loss = "task".'
             raise ModelError(build_message("config train.loss = 'model'", found, action=hint))
+        _check_scalar(loss, "config train.loss = 'model'")
         return loss, count_items(self._task.kind, get_labels(batch, self._task))
 
 
@@ -126,15 +132,26 @@ class UserLoss:
     def __call__(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Items]:
         """Return mean loss and items."""
         result = self._function(outputs, batch)
-        loss, items = result if isinstance(result, tuple) else (result, None)
-        if not isinstance(loss, Tensor) or loss.ndim != 0:
-            shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
-            found = f"returned a {type(loss).__name__}{shape}"
-            expected = "a scalar tensor, the mean loss, or (mean loss, items)"
+        has_items = isinstance(result, tuple) and len(result) == 2
+        loss: Tensor = result[0] if has_items else result
+        _check_scalar(loss, "config train.loss")
+        if not has_items:
+            return loss, next(iter(batch.values())).shape[0]
+        items: Items = result[1]
+        is_scalar = not items.ndim if isinstance(items, Tensor) else isinstance(items, int | float)
+        if not is_scalar:
+            found = f"returned {items!r} for the items"
+            expected = "a number or a scalar tensor, what the mean loss runs over"
             raise ModelError(build_message("config train.loss", found, expected))
-        if items is None:
-            items = next(iter(batch.values())).shape[0]
         return loss, items
+
+
+def _check_scalar(loss: Any, where: str) -> None:
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
+        found = f"returned a {type(loss).__name__}{shape}"
+        expected = "a scalar tensor, the mean loss, or (mean loss, items)"
+        raise ModelError(build_message(where, found, expected))
 
 
 def get_labels(batch: Mapping[str, Tensor], task: TaskSpec) -> Tensor:
@@ -159,27 +176,59 @@ def count_items(kind: TaskKind, labels: Tensor) -> Items:
         labels: The targets, as the loss takes them.
 
     Returns:
-        A number, or a scalar int64 tensor on the labels' device where counting needs their values.
+        A number, or a scalar int64 tensor on the labels' device where reading it would wait.
     """
     if kind == "causal_lm":
-        return (labels[..., 1:] != IGNORE_INDEX).sum()
+        return _count_targets(labels[..., 1:])
     if kind in ("masked_lm", "seq2seq"):
-        return (labels != IGNORE_INDEX).sum()
-    if kind == "classification" and not labels.is_floating_point():
-        return labels.numel()
+        return _count_targets(labels)
+    if kind == "classification":
+        if not labels.is_floating_point():
+            return _count_targets(labels)
+        if labels.ndim > 1:
+            return labels.numel() // labels.shape[1]
     return labels.shape[0]
+
+
+def _count_targets(targets: Tensor) -> Items:
+    if targets.device.type != "cpu":
+        return (targets != IGNORE_INDEX).sum()
+    # Most batches ignore nothing, which the least of them tells in a third of the time.
+    if targets.numel() and targets.min().item() >= 0:
+        return targets.numel()
+    return int((targets != IGNORE_INDEX).sum())
 
 
 def _classification(logits: Tensor, labels: Tensor) -> tuple[Tensor, Items]:
     # Class dimension 1, as torch has it: (batch, classes) or (batch, classes, height, width).
-    loss = F.cross_entropy(logits.float(), labels)
+    if not labels.is_floating_point():
+        return _mean_cross_entropy(logits, labels)
+    logits = _widen(logits)
+    loss = F.cross_entropy(logits, labels.to(logits.dtype))
     return loss, count_items("classification", labels)
+
+
+def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Items]:
+    logits = _widen(logits)
+    targets = targets if targets.dtype is torch.int64 else targets.long()
+    items = _count_targets(targets)
+    if isinstance(items, int) and items:
+        return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX), items
+    # A batch without a target has loss 0 and weight 0; torch's own mean would be 0/0.
+    total = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / (items.clamp(min=1) if isinstance(items, Tensor) else 1), items
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    """Return half-precision values in single precision, and the others as they are."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 def _multilabel(logits: Tensor, labels: Tensor) -> tuple[Tensor, Items]:
     _check_same_shape(logits, labels)
-    targets = labels.to(torch.float32)
-    return F.binary_cross_entropy_with_logits(logits.float(), targets), labels.shape[0]
+    logits = _widen(logits)
+    targets = labels.to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, targets), labels.shape[0]
 
 
 def _regression(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Items]:
@@ -196,16 +245,7 @@ def _causal_lm(logits: Tensor, labels: Tensor) -> tuple[Tensor, Items]:
 def _token_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Items]:
     if logits.shape[:2] != targets.shape:
         raise ValueError("logits and labels differ in batch or sequence")
-    flat = targets.reshape(-1)
-    total = F.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]).float(),
-        flat,
-        ignore_index=IGNORE_INDEX,
-        reduction="sum",
-    )
-    items = (flat != IGNORE_INDEX).sum()
-    # A batch without a target has loss 0 and weight 0; torch's own mean would be 0/0.
-    return total / items.clamp(min=1), items
+    return _mean_cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
 
 
 _LOSSES: dict[TaskKind, Callable[[Tensor, Tensor], tuple[Tensor, Items]]] = {
@@ -221,7 +261,7 @@ _LOSSES: dict[TaskKind, Callable[[Tensor, Tensor], tuple[Tensor, Items]]] = {
 def _accuracy(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     if labels.is_floating_point():
         labels = labels.argmax(1)
-    return {"accuracy": (logits.argmax(1) == labels).float().mean()}
+    return _share_of_targets(logits.argmax(1) == labels, labels)
 
 
 def _label_accuracy(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -234,9 +274,12 @@ def _absolute_error(outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def _token_accuracy(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    return _share_of_targets(logits.argmax(-1) == targets, targets)
+
+
+def _share_of_targets(is_right: Tensor, targets: Tensor) -> dict[str, Tensor]:
     kept = targets != IGNORE_INDEX
-    right = (logits.argmax(-1) == targets) & kept
-    return {"accuracy": right.sum() / kept.sum().clamp(min=1)}
+    return {"accuracy": (is_right & kept).sum() / kept.sum().clamp(min=1)}
 
 
 def _shifted_accuracy(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -257,8 +300,11 @@ def _align(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Bring `(batch, 1)` and `(batch,)` together; never broadcast one against the other."""
     if outputs.ndim == labels.ndim + 1 and outputs.shape[-1] == 1:
         outputs = outputs.squeeze(-1)
+    elif labels.ndim == outputs.ndim + 1 and labels.shape[-1] == 1:
+        labels = labels.squeeze(-1)
     _check_same_shape(outputs, labels)
-    return outputs.float(), labels.float()
+    outputs = _widen(outputs)
+    return outputs, labels.to(outputs.dtype)
 
 
 def _check_same_shape(outputs: Tensor, labels: Tensor) -> None:

@@ -1,0 +1,86 @@
+"""Plugins of strangers: wheels built from a few lines, and environments to install them in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+PYPROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "{name}"
+version = "1.2.3"
+dependencies = ["dovetail"]
+
+[project.entry-points."dovetail.{hook}"]
+{backend} = "{module}"
+
+[tool.hatch.build.targets.wheel]
+only-include = ["{module}.py"]
+"""
+
+
+def run_python(python: Path | str, *arguments: str, cwd: Path) -> str:
+    """Return what a fresh interpreter printed; its whole output is the message of a failure."""
+    result = subprocess.run(
+        [str(python), *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, f"{arguments}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+@pytest.fixture(scope="session")
+def plugin_wheel(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Builder of a one-module plugin distribution, without a network.
+
+    `plugin_wheel(name, source, hook="collate")` returns the wheel of distribution `dovetail-<name>`
+    1.2.3, whose module `dovetail_<name>` is offered as `<name>` for the hook.
+    """
+
+    def build(name: str, source: str, hook: str = "collate") -> Path:
+        project = tmp_path_factory.mktemp(f"plugin-{name}")
+        module = f"dovetail_{name}"
+        (project / f"{module}.py").write_text(source)
+        metadata = PYPROJECT.format(name=f"dovetail-{name}", hook=hook, backend=name, module=module)
+        (project / "pyproject.toml").write_text(metadata)
+        run_python(sys.executable, "-m", "hatchling", "build", "-t", "wheel", cwd=project)
+        (wheel,) = (project / "dist").glob("*.whl")
+        return wheel
+
+    return build
+
+
+@pytest.fixture
+def plugin_environment(tmp_path: Path) -> Callable[..., Path]:
+    """Maker of a virtual environment that has the given wheels and all that this one has.
+
+    `plugin_environment(wheel, ...)` returns its interpreter. This environment's packages are
+    reached through a `.pth` file, so that nothing heavy is installed again.
+    """
+
+    def make(*wheels: Path) -> Path:
+        home = tmp_path / "environment"
+        venv.create(home, symlinks=os.name != "nt")
+        python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        site = run_python(
+            python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path
+        )
+        # `addsitedir` reads the `.pth` files there too: an editable install is reached as well.
+        here = sysconfig.get_path("purelib")
+        link = Path(site.strip()) / "outer.pth"
+        link.write_text(f"import site; site.addsitedir({here!r})\n")
+        install = ("-m", "pip", "--python", str(python), "install", "--no-index", "--no-deps")
+        run_python(sys.executable, *install, *map(str, wheels), cwd=tmp_path)
+        return python
+
+    return make
