@@ -125,9 +125,9 @@ class RunWatcher(RunObserver):
     def _describe_speed(self, step: int, total: int | None) -> list[str]:
         start_s, first_step, first_items = self._history[0]
         end_s, last_step, last_items = self._history[-1]
-        if last_step <= first_step:
-            return []
         elapsed_s = end_s - start_s
+        if last_step <= first_step or elapsed_s <= 0:
+            return []
         steps_per_s = (last_step - first_step) / elapsed_s
         num_items = last_items - first_items
         if num_items:

@@ -64,7 +64,7 @@ def train(
 
 def _is_config(text: str) -> bool:
     """Return whether what `--resume` took was meant as CONFIG or as an override."""
-    return "=" in text or text.endswith((".toml", ".json"))
+    return ("=" in text or text.endswith((".toml", ".json"))) and not Path(text).is_dir()
 
 
 def _check_early(config: Path, overrides: tuple[str, ...]) -> None:

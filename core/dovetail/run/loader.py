@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
 
 from dovetail.config import TrainingConfig
 from dovetail.errors import DataError, build_message
+from dovetail.run.checkpoint import random_state, set_random_state
 from dovetail.signature import LABELS
 from dovetail.task import TaskSpec
 from dovetail.types import Collator
@@ -62,6 +63,10 @@ def as_splits(data: Any, where: str = "data") -> Splits:
         splits = Splits(data["train"], data[names[0]] if names else None)
     elif isinstance(data, tuple) and len(data) == 2:
         splits = Splits(*data)
+    elif isinstance(data, tuple | list) and any(isinstance(d, Dataset | DataLoader) for d in data):
+        found = f"is a {type(data).__name__} of {len(data)} data sets or loaders"
+        expected = "a mapping with 'train' and perhaps 'validation', or a pair (train, validation)"
+        raise DataError(build_message(where, found, expected))
     else:
         splits = Splits(data, None)
     _check_split(splits.train, f"{where} split 'train'")
@@ -157,7 +162,7 @@ class EpochSampler(Sampler[int]):
         self._epoch, self._start = epoch, start
 
     def __len__(self) -> int:
-        return self.length - self._start
+        return max(0, self.length - self._start)
 
     def __iter__(self) -> Iterator[int]:
         if not self._shuffle:
@@ -216,14 +221,23 @@ class EpochLoader:
             start: Batches to leave out at its beginning. Where the sampler is ours they are not
                 even read.
         """
-        if self.loader.generator is not None:
-            self.loader.generator.manual_seed(mix_seed(self._seed, epoch, start))
+        num_skipped = start
         if self._sampler is not None and self._batch_size is not None:
             self._sampler.set_position(epoch, start * self._batch_size)
-            start = 0
+            num_skipped = 0
+        for part in (self.loader.sampler, self.loader.dataset):
+            if callable(set_epoch := getattr(part, "set_epoch", None)):
+                set_epoch(epoch)
+        if self.loader.generator is not None:
+            # A loader that is read from its beginning must shuffle as it did when the epoch began.
+            self.loader.generator.manual_seed(mix_seed(self._seed, epoch, start - num_skipped))
         batches: Iterator[Any] = iter(self.loader)
-        for _ in range(start):
-            next(batches)
+        if num_skipped:
+            # Whatever reading them draws was drawn before the generators' states were saved.
+            state = random_state()
+            for _ in range(num_skipped):
+                next(batches, None)
+            set_random_state(state)
         return batches if self._prepare is None else map(self._prepare, batches)
 
 
@@ -238,7 +252,8 @@ def build_loader(
     """Build the loader of a split.
 
     Args:
-        split: A data set, or a loader of the user's own, which is taken as it is.
+        split: A data set, or a loader of the user's own, which is taken as it is but for its
+            shuffling: without a generator of its own it gets one that the run's seed decides.
         config: The run's config.
         collator: Makes batches of samples; `None` for a loader of the user's own.
         device: Where the batches go.
@@ -248,6 +263,7 @@ def build_loader(
     seed = config.run.seed
     prepare = build_prepare(device, name, is_named=collator is not None)
     if isinstance(split, DataLoader):
+        _give_generator(split)
         return EpochLoader(split, None, None, prepare, seed)
     train = config.train
     batch_size = train.batch_size if is_training else (train.eval_batch_size or train.batch_size)
@@ -267,6 +283,14 @@ def build_loader(
         generator=torch.Generator(),
     )
     return EpochLoader(loader, sampler, batch_size, prepare, seed)
+
+
+def _give_generator(loader: DataLoader[Any]) -> None:
+    """Let a loader draw its order from a generator of its own, so that a resumed run repeats it."""
+    if loader.generator is None:
+        loader.generator = torch.Generator()
+        if isinstance(loader.sampler, RandomSampler) and loader.sampler.generator is None:
+            loader.sampler.generator = loader.generator
 
 
 def build_prepare(

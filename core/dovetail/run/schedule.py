@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def build_optimizer(
     if not groups:
         found = f"{type(model).__name__} has no parameter that requires a gradient"
         raise ConfigError(build_message("model", found, "something to train"))
+    _check_kwargs(config.optimizer_kwargs)
     arguments: dict[str, Any] = {"lr": config.lr, **config.optimizer_kwargs}
     where = "config train.optimizer"
     kind: Any
@@ -47,11 +48,20 @@ def build_optimizer(
             raise ConfigError(build_message(where, found, "a subclass of torch.optim.Optimizer"))
     try:
         optimizer: Optimizer = kind(groups, **arguments)
-    except (TypeError, ValueError) as err:
+    except (TypeError, ValueError, RuntimeError) as err:
         where = "config train.optimizer_kwargs"
         found = f"{kind.__name__} does not take {arguments}: {err}"
         raise ConfigError(build_message(where, found)) from err
     return optimizer
+
+
+def _check_kwargs(kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments that have a field of their own: one of the two would be ignored."""
+    for name, path in (("lr", "train.lr"), ("weight_decay", "train.weight_decay")):
+        if name in kwargs:
+            where = f"config train.optimizer_kwargs.{name}"
+            hint = f"Write it as {path}."
+            raise ConfigError(build_message(where, f"got {kwargs[name]!r}", "no such key", hint))
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -89,7 +99,6 @@ class LearningRate:
         self._optimizer = optimizer
         self._peaks = [group["lr"] for group in optimizer.param_groups]
         self._factor = build_factor(config, total_steps or 1)
-        self._is_constant = config.schedule == "constant" and not config.warmup_ratio
         self.set_for(0)
 
     @property
@@ -100,8 +109,6 @@ class LearningRate:
 
     def set_for(self, step: int) -> None:
         """Set the learning rate for the optimizer step number `step`, counted from 0."""
-        if self._is_constant and step:
-            return
         factor = self._factor(step)
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * factor

@@ -11,7 +11,12 @@ from torch import Tensor
 
 from dovetail.errors import DataError, build_message
 from dovetail_plugins.collate.buffers import new_tensor
-from dovetail_plugins.collate.pixels import dtype_message
+from dovetail_plugins.collate.pixels import (
+    CHANNEL_COUNTS,
+    check_channels,
+    check_same,
+    dtype_message,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,7 +26,6 @@ if TYPE_CHECKING:
     Array: TypeAlias = npt.NDArray[Any]
 
 _TILE_ELEMENTS = 131_072  # half a MiB of float32: stays in a core's second-level cache
-_CHANNEL_COUNTS = (1, 3, 4)
 _PIL_MODES = ("L", "RGB", "RGBA")
 
 
@@ -67,8 +71,10 @@ def read_images(where: str, values: Sequence[Any], num_channels: int | None) -> 
         read = [_read(where, index, value, num_channels) for index, value in enumerate(values)]
         is_last = all(last for _, last in read)
         arrays = [a.transpose(2, 0, 1) if last and not is_last else a for a, last in read]
-    _check_same("Inconsistent pixel_values shapes", where, {array.shape for array in arrays})
-    _check_same("Inconsistent pixel_values dtypes", where, {array.dtype for array in arrays})
+    check_same("Inconsistent pixel_values shapes", where, {array.shape for array in arrays})
+    check_same("Inconsistent pixel_values dtypes", where, {array.dtype for array in arrays})
+    if arrays[0].dtype.kind not in "biuf":
+        raise DataError(dtype_message(where, arrays[0].dtype))
     if arrays[0].ndim == 2:
         arrays = [array[None] for array in arrays]
     if not arrays[0].dtype.isnative:
@@ -84,28 +90,6 @@ def check_pixel_dtype(where: str, images: Images) -> None:
     """
     if images.dtype != torch.uint8 and not images.dtype.is_floating_point:
         raise DataError(dtype_message(where, images.dtype))
-
-
-def check_channels(where: str, found: int, num_channels: int | None) -> None:
-    """Check the number of channels of images; `None` expects nothing.
-
-    Raises:
-        DataError: They are not as many as the statistics are for.
-    """
-    if num_channels is None or found == num_channels:
-        return
-    if found in _CHANNEL_COUNTS:
-        action = f"Give one mean and std per channel (mean={(0.5,) * found}, say), or convert."
-    else:
-        action = "Move the channels first: tensor.permute(2, 0, 1)."
-    raise DataError(
-        build_message(
-            where,
-            f"Number of channels ({found}) doesn't match mean length ({num_channels})",
-            f"images (channel, height, width) of {num_channels} channel(s)",
-            action,
-        )
-    )
 
 
 def stack_images(
@@ -149,7 +133,6 @@ def normalize_into(out: Tensor, images: Images, mean: Array, std: Array) -> None
         images: uint8 or float images.
         mean: float64 `(channel,)`, for images in 0..1.
         std: float64 `(channel,)`, likewise.
-
     """
     kind = images.arrays[0].dtype
     count, channels, *size = images.shape
@@ -189,7 +172,7 @@ def _flat(images: Images, pixels: int) -> tuple[int, int]:
 def _read(where: str, index: int, value: Any, num_channels: int | None) -> tuple[Array, bool]:
     where = f"{where} samples[{index}]['pixel_values']"
     if isinstance(value, Tensor):
-        check_channels(where, value.shape[0] if value.ndim == 3 else 1, num_channels)
+        check_channels(where, value.shape, num_channels)
         return value.detach().numpy(), False
     mode = getattr(value, "mode", None)
     if hasattr(value, "__array_interface__") and isinstance(mode, str):  # PIL, without importing it
@@ -203,7 +186,7 @@ def _read(where: str, index: int, value: Any, num_channels: int | None) -> tuple
                 )
             )
         array = np.asarray(value)
-        check_channels(where, array.shape[2] if array.ndim == 3 else 1, num_channels)
+        check_channels(where, array.shape, num_channels, is_last=True)
         return array, array.ndim == 3
     if not isinstance(value, np.ndarray):
         raise DataError(
@@ -219,23 +202,14 @@ def _read(where: str, index: int, value: Any, num_channels: int | None) -> tuple
 
 def _is_last(where: str, array: Array, num_channels: int | None) -> bool:
     if array.ndim != 3:
-        check_channels(where, 1, num_channels)
+        check_channels(where, array.shape, num_channels)
         return False
     first, _, last = array.shape
-    expected = _CHANNEL_COUNTS if num_channels is None else (num_channels,)
-    if first in expected or num_channels is None:
-        return first not in expected and last in expected
-    check_channels(where, last if last == num_channels else min(first, last), num_channels)
-    return True
-
-
-def _check_same(title: str, where: str, found: set[Any]) -> None:
-    if len(found) > 1:
-        raise DataError(
-            build_message(
-                where,
-                f"{title}: {', '.join(sorted(map(str, found)))}",
-                "the same in every sample of a batch",
-                "Resize or convert the images in the data set.",
-            )
-        )
+    if num_channels is None:
+        return first not in CHANNEL_COUNTS and last in CHANNEL_COUNTS
+    if first == num_channels:
+        return False
+    # Where neither size fits, the smaller one is what was meant as the channels.
+    is_last = bool(last == num_channels or last < first)
+    check_channels(where, array.shape, num_channels, is_last)
+    return is_last

@@ -171,7 +171,7 @@ def _to_array(where: str, key: str, values: Sequence[Any]) -> npt.NDArray[Any]:
     types = set(map(type, values))
     plain = values
     if not types <= {int, float}:
-        plain = [v.detach().cpu().numpy() if isinstance(v, Tensor) else v for v in values]
+        plain = [_to_numpy(v) if isinstance(v, Tensor) else v for v in values]
         for index, value in enumerate(plain):
             _check_numeric(where, key, index, value)
         _check_same(where, key, [np.shape(v) for v in plain], "shapes")
@@ -191,6 +191,12 @@ def _to_array(where: str, key: str, values: Sequence[Any]) -> npt.NDArray[Any]:
             )
         )
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _to_numpy(value: Tensor) -> npt.NDArray[Any]:
+    value = value.detach().cpu()
+    # NumPy has no bfloat16; float32 holds all of its values.
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
 def _check_numeric(where: str, key: str, index: int, value: Any) -> None:

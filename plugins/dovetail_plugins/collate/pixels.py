@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
+CHANNEL_COUNTS = (1, 3, 4)
+"""Numbers of channels an image commonly has: grey, RGB, RGBA."""
+
+
 def check_statistics(
     where: str, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -93,16 +97,8 @@ class PixelNormalize(nn.Module):
         Raises:
             DataError: The pixels are neither uint8 nor float, or have another number of channels.
         """
-        if pixels.shape[-3] != len(self._mean):  # one channel would be broadcast to all, silently
-            raise DataError(
-                build_message(
-                    f"{type(self).__name__} pixel_values",
-                    f"Number of channels ({pixels.shape[-3]}) doesn't match mean length "
-                    f"({len(self._mean)})",
-                    "pixels (batch, channel, height, width)",
-                    "Give one mean and std per channel.",
-                )
-            )
+        # One channel would be broadcast to all without a word.
+        check_channels(f"{type(self).__name__} pixel_values", pixels.shape[-3:], len(self._mean))
         # One subtraction and one product over the image, whatever the dtype was.
         if pixels.dtype == torch.uint8:
             shift, scale = self.mean * 255.0, 1.0 / (self.std * 255.0)
@@ -125,3 +121,62 @@ def dtype_message(where: str, found: object) -> str:
         "uint8 in 0..255 or float in 0..1",
         "Convert them in the data set; for 16-bit images divide by 65535.",
     )
+
+
+def check_channels(
+    where: str, shape: Sequence[int], num_channels: int | None, is_last: bool = False
+) -> None:
+    """Check the shape of one image.
+
+    Args:
+        where: Who asks, for the message.
+        shape: `(channel, height, width)`, or `(height, width)` of one channel.
+        num_channels: Channels that the statistics are for; `None` expects nothing.
+        is_last: `(height, width, channel)` instead.
+
+    Raises:
+        DataError: It has another rank, or not as many channels.
+    """
+    if num_channels is None:
+        return
+    if len(shape) not in (2, 3):
+        raise DataError(
+            build_message(
+                where,
+                f"got an image of shape {tuple(shape)}",
+                "(channel, height, width)",
+                "Reshape it in the data set, or do not normalise.",
+            )
+        )
+    found = 1 if len(shape) == 2 else shape[2 if is_last else 0]
+    if found == num_channels:
+        return
+    if found in CHANNEL_COUNTS:
+        action = f"Give one mean and std per channel (mean={(0.5,) * found}, say), or convert."
+    else:
+        action = "Move the channels first: tensor.permute(2, 0, 1)."
+    raise DataError(
+        build_message(
+            where,
+            f"Number of channels ({found}) doesn't match mean length ({num_channels})",
+            f"images (channel, height, width) of {num_channels} channel(s)",
+            action,
+        )
+    )
+
+
+def check_same(title: str, where: str, found: set[Any]) -> None:
+    """Check that all images of a batch have one shape, or dtype, in common.
+
+    Raises:
+        DataError: They have several.
+    """
+    if len(found) > 1:
+        raise DataError(
+            build_message(
+                where,
+                f"{title}: {', '.join(sorted(map(str, found)))}",
+                "the same in every sample of a batch",
+                "Resize or convert the images in the data set.",
+            )
+        )

@@ -17,14 +17,18 @@ from dovetail import PluginOptions, hookimpl
 from dovetail.errors import ConfigError, build_message
 from dovetail_plugins.collate.buffers import BufferPool
 from dovetail_plugins.collate.images import (
-    check_channels,
     check_pixel_dtype,
     normalize_into,
     read_images,
     stack_images,
 )
 from dovetail_plugins.collate.labels import read_columns, stack_labels, stack_values
-from dovetail_plugins.collate.pixels import PixelNormalize, check_statistics
+from dovetail_plugins.collate.pixels import (
+    PixelNormalize,
+    check_channels,
+    check_same,
+    check_statistics,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -218,16 +222,15 @@ def _rest(
 
 def _needs_torch(values: Sequence[Any]) -> bool:
     # NumPy holds neither device memory nor bfloat16.
-    return isinstance(values[0], Tensor) and all(
+    return isinstance(values[0], Tensor) and any(
         isinstance(value, Tensor) and (value.device.type != "cpu" or value.dtype == torch.bfloat16)
         for value in values
     )
 
 
 def _stack_tensors(where: str, values: Sequence[Tensor], num_channels: int | None) -> Tensor:
-    for index, value in enumerate(values):
-        found = value.shape[0] if value.ndim == 3 else 1
-        check_channels(f"{where} samples[{index}][{_PIXELS!r}]", found, num_channels)
-    if len({value.shape for value in values}) > 1:
-        read_images(where, [np.empty(value.shape) for value in values], None)
+    check_same("Inconsistent pixel_values types", where, set(map(type, values)))
+    check_same("Inconsistent pixel_values shapes", where, {value.shape for value in values})
+    check_same("Inconsistent pixel_values dtypes", where, {value.dtype for value in values})
+    check_channels(f"{where} samples[0][{_PIXELS!r}]", values[0].shape, num_channels)
     return stack_values(where, _PIXELS, [v[None] if v.ndim == 2 else v for v in values])

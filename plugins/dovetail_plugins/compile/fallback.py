@@ -211,7 +211,7 @@ def _strict_config() -> ExitStack:
     # The probe runs the backward of a graph that is needed again, which a compiled backward that
     # recycles the forward's buffers refuses.
     lowering = (
-        {"donated_buffer": False}
+        {"force_non_lazy_backward_lowering": True}
         if _lowers_backward_in_forward()
         else {"donated_buffer": False}
     )

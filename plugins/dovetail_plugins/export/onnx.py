@@ -158,9 +158,6 @@ def _require(*packages: str) -> None:
 def _write(model: nn.Module, inputs: ExportInputs, path: Path, opset: int) -> None:
     import torch
 
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 7):
-        _trace(model, inputs, path, opset)
-        return
     program = torch.export.export(
         model,
         tuple(inputs.tensors.values()),
@@ -216,26 +213,6 @@ def _tidy(graph: Any, inputs: ExportInputs) -> None:
         for axis, size in enumerate(value.shape or ()):
             if str(size) in names and not isinstance(size, int):
                 value.shape[axis] = names[str(size)]
-
-
-def _trace(model: nn.Module, inputs: ExportInputs, path: Path, opset: int) -> None:
-    """Export by tracing: in torch 2.6 the exporter from `torch.export` fixes dimensions."""
-    import torch
-
-    specs = inputs.specs
-    torch.onnx.export(
-        model,
-        tuple(inputs.tensors.values()),
-        str(path),
-        dynamo=False,
-        input_names=[spec.name for spec in specs],
-        output_names=list(inputs.output_names),
-        dynamic_axes={
-            spec.name: {i: size for i, size in enumerate(spec.shape) if isinstance(size, str)}
-            for spec in specs
-        },
-        opset_version=opset,
-    )
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ class PytorchExporter:
     @property
     def requirements(self) -> tuple[str, ...]:
         """PyTorch, safetensors, and dovetail to put them together."""
-        return (f"dovetail>={__version__}", "numpy>=1.26", "safetensors>=0.4.5", "torch>=2.6")
+        return (f"dovetail>={__version__}", "numpy>=1.26", "safetensors>=0.4.5", "torch>=2.7")
 
     @property
     def carries_code(self) -> bool:

@@ -68,11 +68,12 @@ def test_mode_is_chosen_when_output_is_a_terminal(
     os.close(main)
 
 
+@pytest.mark.filterwarnings("default")
 def test_screen_prints_nothing_when_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     screen = Screen("quiet")
     with screen.bar(lambda: Standing("")), screen.warnings_as_lines():
         screen.say("a line")
-        warnings.warn_explicit("careful", UserWarning, "file.py", 3)
+        warnings.warn("careful", stacklevel=1)
     assert capsys.readouterr() == ("", "")
 
 

@@ -43,6 +43,7 @@ def test_train_prints_lines_and_paths_when_piped(project: Any, run_cli: Run) -> 
     assert not ANSI.search(result.output)
 
 
+@pytest.mark.filterwarnings("default")
 def test_train_prints_paths_alone_when_quiet(project: Any, run_cli: Run) -> None:
     result = run_cli("train", "tiny.toml", "--quiet", "model.kwargs.warn_at=2")
     assert result.exit_code == 0
@@ -119,6 +120,17 @@ def test_train_exits_1_with_the_traceback_when_the_users_code_fails(
     assert f"what the run left behind: runs/tiny/{run.name}" in result.stderr
 
 
+def test_train_resumes_a_run_whose_folder_looks_like_an_override(
+    project: Any, run_cli: Run
+) -> None:
+    overrides = ('run.dir="a=b"', "model.kwargs.interrupt_at=2", "run.id=one")
+    stopped = run_cli("train", "tiny.toml", *overrides)
+    arguments = resume_command(stopped.stdout)
+    assert arguments[-1] == "a=b/tiny/one"
+    finished = run_cli(*arguments, "train.max_steps=3")
+    assert "completed: 3 steps in " in finished.stdout, finished.output
+
+
 def test_train_exits_1_when_the_run_to_resume_is_not_there(project: Any, run_cli: Run) -> None:
     result = run_cli("train", "tiny.toml", "--resume")
     assert result.exit_code == 1
@@ -137,14 +149,13 @@ def test_train_shows_the_traceback_of_its_own_error_when_debugging(
 def test_train_exits_130_with_the_command_that_resumes_when_interrupted(
     project: Any, run_cli: Run
 ) -> None:
-    # The first micro-batches of the resumed run come before the one that is interrupted again.
     overrides = ("model.kwargs.interrupt_at=6", "run.id=one", "data.kwargs.num_samples=32")
     stopped = run_cli("train", "tiny.toml", *overrides)
     assert stopped.exit_code == 130
     assert "interrupted: 6 steps in " in stopped.stdout
     arguments = resume_command(stopped.stdout)
     assert arguments == ["train", "tiny.toml", *overrides, "--resume", "runs/tiny/one"]
-    # The same model is interrupted again after as many micro-batches of its own.
+    # The resumed run builds the model anew, which is interrupted at its own sixth micro-batch.
     stopped = run_cli(*arguments)
     assert stopped.exit_code == 130
     assert "interrupted: 12 steps in " in stopped.stdout
@@ -177,7 +188,7 @@ def test_train_tells_formats_and_how_to_check_them(exporting_project: Any, run_c
     lines = result.stdout.splitlines()
     assert {"npz: exporting", "npz: proving", "npz: proven"} <= set(lines)
     (row,) = [line.split() for line in lines if line.startswith("npz  ")]
-    assert row[3:7] == ["1,", "2,", "3,", "8"]
+    assert row[4:8] == ["1,", "2,", "3,", "8"]
     assert lines[-2:] == [
         "bundle  runs/tiny/one/bundle",
         "check it with: dovetail verify runs/tiny/one/bundle",

@@ -39,9 +39,9 @@ def test_write_report_makes_a_page_that_loads_nothing(finished_run: Path) -> Non
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert "a &lt;b&gt;" in page
-    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
-        "http://creativecommons.org", ""
-    ).replace("https://matplotlib.org", "")
+    assert "http" not in page.replace("http://www.w3.org", "").replace(
+        "http://purl.org", ""
+    ).replace("http://creativecommons.org", "").replace("https://matplotlib.org", "")
     assert "src=" not in page
     assert page.count("<svg") == 2
     assert (finished_run / PICTURE).read_bytes().startswith(b"\x89PNG")

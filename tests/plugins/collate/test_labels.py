@@ -23,6 +23,7 @@ from dovetail_plugins.collate.labels import read_columns, stack_labels, stack_va
         ([0, 0.7], torch.float32, (2,)),
         ([np.float64(0.7), np.float32(0.1)], torch.float32, (2,)),
         ([torch.tensor(0.7), torch.tensor(0.1)], torch.float32, (2,)),
+        ([torch.tensor(0.5).bfloat16()] * 2, torch.float32, (2,)),
         ([[1, 0, 1], [0, 0, 1]], torch.float32, (2, 3)),
         ([(0.2, 0.8), (0.5, 0.5)], torch.float32, (2, 2)),
         ([np.array([1, 0]), np.array([1, 1])], torch.float32, (2, 2)),
@@ -36,7 +37,9 @@ def test_stack_labels_gives_dtype_by_what_labels_are(labels, dtype, shape):
 
     assert result.dtype == dtype
     assert result.shape == shape
-    np.testing.assert_allclose(result.numpy(), np.asarray([np.asarray(v) for v in labels]), 1e-6)
+    np.testing.assert_allclose(
+        result.numpy(), np.asarray([np.asarray(torch.as_tensor(v).float()) for v in labels]), 1e-6
+    )
 
 
 def test_stack_labels_gives_float_when_asked():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dovetail import Collator, TaskSpec
-from dovetail.errors import ConfigError, DataError
+from dovetail.errors import ConfigError, DataError, MissingDependencyError
 from dovetail_plugins.collate.text import LanguageModelingDataCollator, Options, dovetail_collate
 
 PLAIN = SimpleNamespace(pad_token_id=0, mask_token_id=1, all_special_ids=[0, 1, 2], vocab_size=50)
@@ -559,7 +560,16 @@ def test_options_find_tokenizer_beside_the_config(word_tokenizer, tmp_path, monk
         assert batch["attention_mask"].tolist() == [[1, 1, 1]]
 
 
+def test_options_name_the_extra_when_tokenizers_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    (tmp_path / "tokenizer.json").write_text("{}")
+
+    with pytest.raises(MissingDependencyError, match=r'pip install "dovetail\[text\]"'):
+        collate_task("causal_lm", tokenizer=str(tmp_path / "tokenizer.json"))
+
+
 def test_options_refuse_tokenizer_that_is_not_there(tmp_path):
+    pytest.importorskip("tokenizers")
     (tmp_path / "broken.json").write_text("{}")
     for name, match in (
         (str(tmp_path / "none.json"), "there is no file"),
