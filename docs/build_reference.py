@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from dovetail import hookspecs
-from dovetail._markers import HOOKS, WRAPPER_GROUP, GROUPS, hook_function
+from dovetail._markers import GROUPS, HOOKS, WRAPPER_GROUP, hook_function
 from dovetail.cli._group import cli
 from dovetail.config import TrainingConfig
 from dovetail.registry import Registry
@@ -27,6 +27,12 @@ from dovetail.task import TensorSpec
 
 REFERENCE = Path(__file__).parent / "reference"
 _NOTE = "<!-- Written by `python docs/build_reference.py` from the code; do not edit. -->\n"
+
+_WRAPPERS = (
+    f"Plugins in the group `{WRAPPER_GROUP}` wrap hooks: functions of the same names and "
+    "arguments, marked `@hookimpl(wrapper=True)`, that `yield` once and return what the hook "
+    "answers. They act only if `[run] plugins` names them, the first outermost."
+)
 
 
 def hooks_page() -> str:
@@ -44,16 +50,18 @@ def hooks_page() -> str:
             head.strip(),
             "**Arguments**",
             "\n".join(f"- `{n}`: {t}" for n, t in _entries(arguments)),
-            f"**Returns** {textwrap.dedent(returns).strip()[0].lower()}"
-            f"{' '.join(textwrap.dedent(returns).split())[1:]}",
+            f"**Returns** {_lower(returns)}",
         ]
     parts += [
         "## Wrappers",
-        f"Plugins in the group `{WRAPPER_GROUP}` wrap hooks: functions of the same names and "
-        "arguments, marked `@hookimpl(wrapper=True)`, that `yield` once and return what the hook "
-        "answers. They act only if `[run] plugins` names them, the first outermost.",
+        _WRAPPERS,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _lower(block: str) -> str:
+    text = " ".join(block.split())
+    return text[:1].lower() + text[1:]
 
 
 def _entries(block: str) -> Iterator[tuple[str, str]]:
@@ -64,13 +72,12 @@ def _entries(block: str) -> Iterator[tuple[str, str]]:
 
 def config_page() -> str:
     """Return the page of every section and field, built-in backends' options included."""
-    parts = [
-        "# Config",
-        _NOTE,
+    intro = (
         "A config is TOML, or JSON with the same tables. Every field is used or refused. On the "
         "command line `section.key=value` sets a field, the value read as TOML. A `None` default "
-        "means that the key is left out.",
-    ]
+        "means that the key is left out."
+    )
+    parts = ["# Config", _NOTE, intro]
     for name, field in TrainingConfig.model_fields.items():
         parts += [f"## `[{name}]`", _first_line(field.annotation), _table(field.annotation)]
         if name == "task":

@@ -267,7 +267,8 @@ class Job:
             if is_new:
                 shutil.rmtree(run_dir, ignore_errors=True)
             raise
-        return Tracking(run_dir, trackers, params, None if is_new else progress.log_bytes)
+        resumed_at = None if is_new else (progress.step, progress.log_bytes)
+        return Tracking(run_dir, trackers, params, resumed_at)
 
     def _build_collator(self) -> Collator:
         if self._checked.collator_error is not None:

@@ -268,18 +268,17 @@ def check_output_size(task: TaskSpec, output: Tensor) -> None:
     Raises:
         ModelError: The output has another size.
     """
-    if task.counts_tokens and task.vocab_size is not None:
-        # A vocabulary may be padded to a size the hardware likes.
-        if output.shape[-1] < task.vocab_size:
-            found = f"has {output.shape[-1]} outputs per token"
-            expected = f"at least task.vocab_size = {task.vocab_size}"
-            raise ModelError(build_message("model output", found, expected))
-    elif task.kind in ("classification", "multilabel") and task.class_count is not None:
-        if output.ndim < 2 or output.shape[1] != task.class_count:
-            found = f"has the shape {tuple(output.shape)}"
-            expected = f"(batch, {task.class_count}), as the task has {task.class_count} classes"
-            hint = "Change the model, or task.num_classes and task.labels."
-            raise ModelError(build_message("model output", found, expected, hint))
+    size, classes = task.vocab_size, task.class_count
+    # A vocabulary may be padded to a size the hardware likes.
+    if task.counts_tokens and size is not None and output.shape[-1] < size:
+        found = f"has {output.shape[-1]} outputs per token"
+        raise ModelError(build_message("model output", found, f"at least task.vocab_size = {size}"))
+    has_classes = task.kind in ("classification", "multilabel") and classes is not None
+    if has_classes and (output.ndim < 2 or output.shape[1] != classes):
+        found = f"has the shape {tuple(output.shape)}"
+        expected = f"(batch, {classes}), as the task has {classes} classes"
+        hint = "Change the model, or task.num_classes and task.labels."
+        raise ModelError(build_message("model output", found, expected, hint))
 
 
 def check_monitor(

@@ -169,6 +169,9 @@ class Tracker(Protocol):
     """Holds the metrics of a run somewhere else. Fed from the metric log, never from the loop.
 
     Whatever it raises costs the loop nothing: it is retried, then parked with one warning.
+
+    Optional method: `rewind(step: int)` drops everything after optimizer step `step`; it is called
+    before anything else when a run is resumed.
     """
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,14 @@ def refuse(
 Refuse = Callable[..., str]
 
 
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that modules are imported from, which nobody imported before."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    return tmp_path
+
+
 def test_unknown_section_field_and_backend_come_in_one_message(refuse: Refuse) -> None:
     message = refuse(
         ConfigError, "trian.lr=1", "train.batchsize=4", "accumulate.use=exakt", "export.use=onix"
@@ -76,7 +85,7 @@ def test_option_of_an_unknown_backend_is_refused(refuse: Refuse) -> None:
 def test_missing_extra_prints_the_install_line(
     refuse: Refuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     message = refuse(MissingDependencyError, "log.use=tensorboard")
     assert 'pip install "dovetail[tensorboard]"' in message
 
@@ -94,16 +103,9 @@ def test_missing_extra_prints_the_install_line(
     ],
 )
 def test_model_factory_that_does_not_work_says_why(
-    refuse: Refuse,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    source: str,
-    factory: str,
-    expected: str,
+    refuse: Refuse, own_folder: Path, source: str, factory: str, expected: str
 ) -> None:
-    (tmp_path / "own.py").write_text(source)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(__import__("sys").modules, "own", raising=False)
+    (own_folder / "own.py").write_text(source)
     message = refuse(ConfigError, f"model.factory={factory}", model=None)
     assert "config model" in message
     assert expected in message

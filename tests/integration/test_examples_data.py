@@ -136,6 +136,15 @@ def test_example_names_the_install_line_when_its_package_is_missing(
 
 
 @pytest.mark.parametrize("name", ["digits", "tinylm"])
+def test_example_model_needs_no_dovetail(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The module travels with an exported model to where dovetail is not installed.
+    for loaded in [n for n in sys.modules if n.partition(".")[0] == "dovetail"]:
+        monkeypatch.setitem(sys.modules, loaded, None)
+    config = read_example_config(name)
+    assert load_example(name).build_model(**config.model.kwargs).training
+
+
+@pytest.mark.parametrize("name", ["digits", "tinylm"])
 def test_example_config_fits_the_factories(name: str) -> None:
     config, module = read_example_config(name), load_example(name)
     for section in (config.model, config.data):

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import dovetail
+from dovetail import hookimpl
 from dovetail.errors import NonFiniteLossError
 from dovetail.registry import Registry
 from dovetail.run.observer import RunObserver
 from dovetail.run.tracking import read_records
-
 
 Split = list[tuple[torch.Tensor, int]]
 
@@ -283,3 +283,63 @@ def test_train_passes_inputs_by_the_names_of_the_signature(
     model = WithMask()
     train("train.epochs=1", model=model, data=samples)
     assert model.seen == {"attention_mask"}
+
+
+class Recorder:
+    """A tracker that keeps what it is given, and forgets what it is told to."""
+
+    capabilities: frozenset[str] = frozenset()
+
+    def __init__(self, rows: list[tuple[int, float]]) -> None:
+        self._rows = rows
+
+    def rewind(self, step: int) -> None:
+        self._rows[:] = [row for row in self._rows if row[0] <= step]
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        if "train/loss" in metrics:
+            self._rows.append((step, metrics["train/loss"]))
+
+    def log_params(self, params: Mapping[str, Any]) -> None: ...
+
+    def log_figure(self, name: str, path: Path, step: int) -> None: ...
+
+    def log_artifact(self, name: str, path: Path) -> None: ...
+
+    def close(self, status: str) -> None: ...
+
+
+def test_train_gives_a_tracker_every_step_once_across_a_resume(
+    train: Train, registry: Registry
+) -> None:
+    rows: list[tuple[int, float]] = []
+
+    class Plugin:
+        @hookimpl
+        def dovetail_log(self) -> Recorder:
+            return Recorder(rows)
+
+    registry.register(Plugin(), hook="log", name="recorder")
+    interrupted = train("log.use=recorder", observer=InterruptAt(4))
+    assert [step for step, _ in rows] == [1, 2, 3, 4]
+    result = train("log.use=recorder", resume=interrupted.run_dir)
+    assert [step for step, _ in rows] == list(range(1, 10))
+    assert [loss for _, loss in rows] == losses_of(result)
+
+
+def test_train_goes_on_when_a_tracker_raises_always(train: Train, registry: Registry) -> None:
+    class Broken(Recorder):
+        def log(self, metrics: Mapping[str, float], step: int) -> None:
+            raise ConnectionError("the server is gone")
+
+    class Plugin:
+        @hookimpl
+        def dovetail_log(self) -> Recorder:
+            return Broken([])
+
+    registry.register(Plugin(), hook="log", name="broken")
+    with pytest.warns(UserWarning, match="tracker 'broken': is parked: ConnectionError") as caught:
+        result = train("log.use=broken")
+    assert len(caught) == 1
+    assert result.status == "completed"
+    assert len(losses_of(result)) == 9

@@ -96,6 +96,10 @@ def _reason(error: Exception) -> str:
     text = str(error).strip() or "no message"
     if not isinstance(error, DovetailError):
         text = f"{type(error).__name__}: {text}"
+    return _sentence(text)
+
+
+def _sentence(text: str) -> str:
     return without_folders(text if text.endswith((".", "?", "!")) else f"{text}.")
 
 
@@ -126,8 +130,8 @@ def prove_format(
             "Look for sizes or branches that were fixed at export, or take "
             f"{exported.name!r} out of export.use."
         )
-        reason = f"the artifact {proof.problem}."
-        return FormatFailure(exported.name, "proof", without_folders(reason), remedy)
+        reason = _sentence(f"the artifact {proof.problem}")
+        return FormatFailure(exported.name, "proof", reason, remedy)
     entry = ArtifactEntry(
         path=exported.path,
         files=exported.files,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
-_FOLDERS = re.compile(r"(?<![\w:/\\.])(?:[A-Za-z]:)?[/\\](?:[^\s/\\:'\"<>|]+[/\\])+")
+_FOLDERS = re.compile(r"(?<![^\s'\"(\[=,`])(?:[A-Za-z]:)?[/\\](?:[^\s/\\:'\"<>|]+[/\\])+")
 """The folders of an absolute path in running text; URLs and relative paths are left alone."""
 
 

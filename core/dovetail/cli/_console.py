@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
@@ -25,8 +26,9 @@ def discard_output() -> None:
 
 
 def complain(text: str) -> None:
-    """Print a line on standard error."""
-    click.echo(text, err=True, color=_color())
+    """Print a line on standard error; the exit status tells where nobody reads it."""
+    with suppress(OSError):
+        click.echo(text, err=True, color=_color())
 
 
 def _color() -> bool | None:

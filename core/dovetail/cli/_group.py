@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -72,11 +72,11 @@ class LazyGroup(click.Group):
         complete_var: str | None = None,
         standalone_mode: bool = True,
         **extra: Any,
-    ) -> NoReturn:
+    ) -> Any:
         """Run a command; whatever it raises becomes a message and an exit status."""
         arguments = list(sys.argv[1:] if args is None else args)
-        if _COMPLETION in os.environ:
-            super().main(arguments, prog_name, complete_var or _COMPLETION, **extra)
+        if not standalone_mode or _COMPLETION in os.environ:
+            return super().main(arguments, prog_name, complete_var, standalone_mode, **extra)
 
         def work() -> Any:
             # click's own main would take an EOFError of the user's code for a Ctrl-C.

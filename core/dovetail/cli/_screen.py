@@ -35,7 +35,7 @@ def choose_mode(*, quiet: bool, plain: bool) -> Mode:
     """Return how progress is shown."""
     if quiet or not is_first_process():
         return "quiet"
-    if plain or not sys.stdout.isatty() or os.environ.get("TERM", "") in ("", "dumb"):
+    if plain or not sys.stdout.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
         return "plain"
     return "live"
 
@@ -87,7 +87,8 @@ class Screen:
                 self._live = None
                 sys.stdout, sys.stderr = streams
 
-        os.register_at_fork(after_in_child=forget)
+        if hasattr(os, "register_at_fork"):  # Windows knows no fork
+            os.register_at_fork(after_in_child=forget)
         with live:
             self._live = live
             try:

@@ -71,7 +71,7 @@ def list_extra(info: PluginInfo) -> list[str]:
 
 def load_state(info: PluginInfo) -> PluginState:
     """Import a plugin, check it, and tell what came of it."""
-    from dovetail.errors import DovetailError, MissingDependencyError
+    from dovetail.errors import MissingDependencyError
     from dovetail.registry.loading import import_plugin, load_backend
 
     try:
@@ -79,8 +79,9 @@ def load_state(info: PluginInfo) -> PluginState:
     except MissingDependencyError as err:
         package = getattr(err.__cause__, "name", None) or "a package"
         return PluginState(f"needs {package}", reason=str(err))
-    except DovetailError as err:
-        return PluginState("broken", reason=str(err), is_broken=True)
+    except Exception as err:
+        reason = str(err) if info.where in str(err) else f"{info.where}: {err!r}"
+        return PluginState("broken", reason=reason, is_broken=True)
     return PluginState("loads")
 
 

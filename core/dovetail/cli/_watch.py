@@ -85,6 +85,9 @@ class RunWatcher(RunObserver):
     def on_evaluation(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
         """Keep the metrics for the epoch's line, which waits for the checkpoint."""
         self._evaluation = metrics
+        if self._epoch is None:
+            # A run that was interrupted in an evaluation goes on with it, without a step.
+            self._epoch, self._latest = epoch, self._latest or (epoch, 0, step, {})
 
     def on_checkpoint(self, path: Path, is_best: bool) -> None:
         """Print the epoch's line, if this checkpoint ends one."""
@@ -102,7 +105,8 @@ class RunWatcher(RunObserver):
 
     def finish(self) -> None:
         """Print the line of an epoch that was left in the middle."""
-        self._end_epoch("")
+        size = self._plan.batches_per_epoch if self._plan is not None else None
+        self._end_epoch("" if size is None or self._is_epoch_done() else ", unfinished")
 
     def standing(self) -> Standing:
         """Tell how the run stands; called from any thread."""
@@ -154,10 +158,10 @@ class RunWatcher(RunObserver):
         if self._plan is None or self._latest is None or self._epoch is None:
             return
         now_s = time.perf_counter()
-        _, _, step, metrics = self._latest
+        metrics = self._latest[3]
         told = spell_metrics({**metrics, **(self._evaluation or {})})
         self._say(
-            f"epoch {self._epoch + 1}/{self._plan.num_epochs}: {told}; step {step}, "
+            f"epoch {self._epoch + 1}/{self._plan.num_epochs}: {told}; "
             f"{spell_duration(now_s - self._epoch_start_s)}{note}"
         )
         self._epoch, self._evaluation, self._epoch_start_s = None, None, now_s

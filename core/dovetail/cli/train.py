@@ -51,9 +51,10 @@ def train(
     try:
         result = _train(config, overrides, resume, screen, watcher)
     except KeyboardInterrupt:
-        complain("interrupted")
-        for line in _describe_resume(config, overrides, watcher.run_dir):
-            say(line)
+        if is_first_process():
+            complain("interrupted")
+            for line in _describe_resume(config, overrides, watcher.run_dir):
+                say(line)
         raise click.exceptions.Exit(INTERRUPTED) from None
     except Exception:
         if watcher.run_dir is not None:

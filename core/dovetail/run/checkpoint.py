@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ from dovetail.signature import unwrap
 _WEIGHTS = "model.safetensors"
 _STATE = "state.pt"
 _PROGRESS = "progress.json"
+_NAME = re.compile(r"step-\d+")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def save_checkpoint(
     aside = directory / f".{target.name}.partial"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
+        for stale in directory.glob(".step-*.partial"):
+            shutil.rmtree(stale, ignore_errors=True)
         aside.mkdir()
         save_model(unwrap(model), str(aside / _WEIGHTS))
         state = {name: part.state_dict() for name, part in parts.items() if part is not None}
@@ -81,10 +84,11 @@ def save_checkpoint(
         for file in aside.iterdir():
             _sync(file)
         _replace(target, aside)
-    except OSError as err:
+    except Exception as err:  # the writers of weights and state tell a full disk in their own ways
         shutil.rmtree(aside, ignore_errors=True)
-        found = f"cannot be written: {err.strerror or err}"
-        hint = "Free space or choose another run.dir; earlier checkpoints are whole."
+        reason = err.strerror if isinstance(err, OSError) else None
+        found = f"cannot be written: {reason or f'{type(err).__name__}: {err}'}"
+        hint = "If the disk is full, free space; earlier checkpoints are whole."
         where = f"checkpoint {str(target)!r}"
         raise CheckpointError(build_message(where, found, action=hint)) from err
     return target
@@ -101,8 +105,19 @@ def _replace(target: Path, new: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
-    new.rename(target)
+    try:
+        new.rename(target)
+    finally:
+        _bring_back(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _bring_back(directory: Path) -> None:
+    """Put checkpoints back that were moved aside for new ones that never came."""
+    for old in directory.glob(".step-*.old"):
+        target = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+        if not target.exists():
+            old.rename(target)
 
 
 def _sync(path: Path) -> None:
@@ -202,9 +217,15 @@ def seed_everything(seed: int) -> None:
 
 def prune(directory: Path, keep: set[Path]) -> None:
     """Remove checkpoints that are neither the best nor the last."""
-    for path in directory.glob("step-*"):
+    for path in _list(directory):
         if path not in keep:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _list(directory: Path) -> list[Path]:
+    """Return the checkpoints by step; a copy under a name of the user's own is none of ours."""
+    paths = [path for path in directory.glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def last_checkpoint(run_dir: Path) -> Path:
@@ -213,8 +234,9 @@ def last_checkpoint(run_dir: Path) -> Path:
     Raises:
         CheckpointError: The run has none.
     """
-    paths = (run_dir / "checkpoints").glob("step-*")
-    found = sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
+    directory = run_dir / "checkpoints"
+    _bring_back(directory)
+    found = _list(directory)
     if not found:
         where = f"run {str(run_dir)!r}"
         raise CheckpointError(build_message(where, "has no checkpoint", action="Start it anew."))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import tomli_w
 
-from dovetail.config import RunConfig, TrainingConfig, read_config_file
-from dovetail.errors import CheckpointError, RunError, build_message
+from dovetail.config import RunConfig, TrainingConfig, parse_config, read_config_file
+from dovetail.errors import CheckpointError, ConfigError, RunError, build_message, join_problems
 
 _CONFIG = "config.toml"
 _LOCK = "plugins.lock.json"
@@ -29,12 +29,17 @@ def create_run_folder(config: TrainingConfig, lock: Sequence[Mapping[str, str]])
         `dir/name/id`.
 
     Raises:
-        RunError: It exists already, or cannot be written; nothing is left behind then.
+        ConfigError: The config holds something that a file cannot.
+        RunError: The folder exists already, or cannot be written; nothing is left behind then.
     """
     run = config.run
     identity = run.id or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     path = run.dir / run.name / identity
     where = f"run folder {str(path)!r}"
+    files = {
+        _CONFIG: _to_toml(config),
+        _LOCK: json.dumps(list(lock), indent=2) + "\n",
+    }
     try:
         path.mkdir(parents=True)
     except FileExistsError as err:
@@ -44,14 +49,22 @@ def create_run_folder(config: TrainingConfig, lock: Sequence[Mapping[str, str]])
         found = f"cannot be made: {err.strerror}"
         raise RunError(build_message(where, found, action="Choose another run.dir.")) from err
     try:
-        (path / _CONFIG).write_text(tomli_w.dumps(config.to_dict()), encoding="utf-8")
-        (path / _LOCK).write_text(json.dumps(list(lock), indent=2) + "\n", encoding="utf-8")
+        for name, text in files.items():
+            (path / name).write_text(text, encoding="utf-8")
     except OSError as err:
         shutil.rmtree(path, ignore_errors=True)
         found = f"cannot be written: {err.strerror}"
         hint = "Free space or choose another run.dir."
         raise RunError(build_message(where, found, action=hint)) from err
     return path
+
+
+def _to_toml(config: TrainingConfig) -> str:
+    try:
+        return tomli_w.dumps(config.to_dict())
+    except TypeError as err:
+        hint = "Leave null out of lists."
+        raise ConfigError(build_message("config", f"is no TOML: {err}", action=hint)) from err
 
 
 def find_run(run: RunConfig, wanted: str | Path) -> Path:
@@ -90,8 +103,12 @@ def check_same_run(config: TrainingConfig, path: Path, fixed: Sequence[str]) -> 
     Raises:
         CheckpointError: Some of them differ; the message names each.
     """
-    old = TrainingConfig.model_validate(read_config_file(path / _CONFIG)).to_flat_dict()
-    new = config.to_flat_dict()
+    saved, problems = parse_config(read_config_file(path / _CONFIG))
+    if saved is None:
+        where = f"resume {str(path)!r}"
+        found = f"its {_CONFIG} does not fit: {join_problems('problems', problems)}"
+        raise CheckpointError(build_message(where, found))
+    old, new = saved.to_flat_dict(), config.to_flat_dict()
     differences = [
         f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
         for key in sorted({*old, *new})

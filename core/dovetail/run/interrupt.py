@@ -31,7 +31,9 @@ class Interrupt:
         trace: TracebackType | None,
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # A handler that was not set from Python is unknown and cannot be put back.
+            if handler is not None:
+                signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.is_set:

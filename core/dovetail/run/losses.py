@@ -86,7 +86,7 @@ class _TaskLoss:
 
     def __call__(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Items]:
         logits = outputs if isinstance(outputs, Tensor) else primary_output(outputs)
-        labels = get_labels(batch, self._task)
+        labels = get_targets(batch, self._task)
         try:
             return self._compute(logits, labels)
         except (IndexError, RuntimeError, ValueError) as err:
@@ -101,7 +101,7 @@ class _TaskMetrics:
         self._compute = _METRICS[task.kind]
 
     def __call__(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self._compute(primary_output(outputs), get_labels(batch, self._task))
+        return self._compute(primary_output(outputs), get_targets(batch, self._task))
 
 
 class _ModelLoss:
@@ -166,6 +166,24 @@ def get_labels(batch: Mapping[str, Tensor], task: TaskSpec) -> Tensor:
         hint = "Give the samples labels, or set train.loss to a function of your own."
         raise DataError(build_message("batch", found, f"{LABELS!r} for {task.kind}", hint))
     return labels
+
+
+def get_targets(batch: Mapping[str, Tensor], task: TaskSpec) -> Tensor:
+    """Return the labels of a batch without those that no prediction belongs to.
+
+    A causal language model predicts each token from the one before it. Where that one is padding,
+    as before the first token of a row that is padded on the left, there is nothing to predict from:
+    the same rows give the same loss on whichever side they are padded.
+
+    Raises:
+        DataError: There are no labels.
+    """
+    labels = get_labels(batch, task)
+    mask = batch.get("attention_mask")
+    if task.kind != "causal_lm" or mask is None or mask.shape != labels.shape:
+        return labels
+    is_from_padding = F.pad(mask[:, :-1] == 0, (1, 0), value=False)
+    return labels.masked_fill(is_from_padding, IGNORE_INDEX)
 
 
 def count_items(kind: TaskKind, labels: Tensor) -> Items:
@@ -265,7 +283,8 @@ def _accuracy(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def _label_accuracy(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    return {"accuracy": ((logits > 0) == (labels > 0.5)).float().mean()}
+    hits = (logits > 0) == (labels > 0.5)
+    return {"accuracy": _share(hits.sum(), hits.numel())}
 
 
 def _absolute_error(outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -279,7 +298,12 @@ def _token_accuracy(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
 
 def _share_of_targets(is_right: Tensor, targets: Tensor) -> dict[str, Tensor]:
     kept = targets != IGNORE_INDEX
-    return {"accuracy": (is_right & kept).sum() / kept.sum().clamp(min=1)}
+    return {"accuracy": _share((is_right & kept).sum(), kept.sum().clamp(min=1))}
+
+
+def _share(count: Tensor, total: int | Tensor) -> Tensor:
+    # Single precision would give other accuracies for other batch sizes, in the eighth digit.
+    return count / total if count.device.type == "mps" else count.double() / total
 
 
 def _shifted_accuracy(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

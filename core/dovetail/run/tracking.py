@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -63,10 +64,13 @@ class MetricLog:
         try:
             self._file.write(line + "\n")
         except OSError as err:
-            self._num_lost += 1
-            if self._num_lost == 1:
-                text = f"cannot be written: {err.strerror}; the run goes on without its records"
-                warnings.warn(build_message(f"metric log {str(self.path)!r}", text), stacklevel=2)
+            self._lose(err)
+
+    def _lose(self, err: OSError) -> None:
+        self._num_lost += 1
+        if self._num_lost == 1:
+            text = f"cannot be written: {err.strerror}; the run goes on without its records"
+            warnings.warn(build_message(f"metric log {str(self.path)!r}", text), stacklevel=3)
 
     def _spell_non_finite(
         self, record: Mapping[str, Any], *, is_metrics: bool = False
@@ -95,11 +99,15 @@ class MetricLog:
 
     def rewind(self, size_bytes: int) -> None:
         """Drop everything after the first `size_bytes`, as a resumed run writes it again."""
-        self._file.truncate(size_bytes)
+        # A torn last line may have been cut off since; truncating to more would add zero bytes.
+        self._file.truncate(min(size_bytes, self.tell()))
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; what a full disk held back is lost then."""
+        try:
+            self._file.close()
+        except OSError as err:
+            self._lose(err)
 
 
 def spell(value: float) -> str:
@@ -122,19 +130,38 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
     Args:
         path: The log, or the folder of the run.
+
+    Raises:
+        RunError: There is no log, or it cannot be read.
     """
     path = path / LOG_NAME if path.is_dir() else path
-    with path.open("rb") as file:
-        for line in file:
+    try:
+        file = path.open("rb")
+    except OSError as err:
+        where = f"metric log {str(path)!r}"
+        raise RunError(build_message(where, f"cannot be read: {err.strerror}")) from err
+    with file:
+        for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
-            yield parse_record(line)
+            record = parse_record(line)
+            if record is not None:
+                yield record
+            else:
+                text = build_message(f"metric log {str(path)!r} line {number}", "holds no record")
+                warnings.warn(text, stacklevel=2)
 
 
-def parse_record(line: bytes) -> dict[str, Any]:
-    """Return the record of one line, spelled-out numbers as numbers again."""
-    record: dict[str, Any] = json.loads(line)
-    metrics = record.get("metrics")
+def parse_record(line: bytes) -> dict[str, Any] | None:
+    """Return the record of one line, spelled-out numbers as numbers again.
+
+    A line that a failing disk has damaged holds none; the others stay readable.
+    """
+    try:
+        record: dict[str, Any] = json.loads(line)
+        metrics = record.get("metrics")
+    except (ValueError, AttributeError):
+        return None
     if metrics:
         record["metrics"] = {
             k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in metrics.items()
@@ -152,6 +179,9 @@ def read_metrics(run: str | Path) -> Any:
         A pandas or polars `DataFrame` where one of them is installed, else a dictionary of NumPy
         arrays. Columns: `kind`, `step`, `epoch`, `micro_step`, `items`, `time` (seconds since the
         epoch of Unix) and one float column per metric, NaN where a row has none.
+
+    Raises:
+        RunError: There is no metric log.
     """
     import numpy as np
 
@@ -184,6 +214,8 @@ class Follower:
         tracker: Who is fed.
         path: The metric log.
         params: The run's settings, handed over first.
+        resumed_at_step: Optimizer step that a resumed run goes on from. A tracker with a method
+            `rewind(step)` drops what it has after it.
         poll_s: Pause between two looks at the log, seconds.
     """
 
@@ -196,6 +228,7 @@ class Follower:
         path: Path,
         params: Mapping[str, Any],
         *,
+        resumed_at_step: int | None = None,
         poll_s: float = 0.5,
     ) -> None:
         self.name = name
@@ -204,7 +237,11 @@ class Follower:
         self._tracker = tracker
         self._path = path
         self._params = params
+        self._resumed_at_step = resumed_at_step
         self._poll_s = poll_s
+        # How far it has come survives a crash; the log says what comes next.
+        self._cursor = path.with_name(f".{name.replace(':', '-')}.cursor")
+        self._offset = 0
         self._status: str | None = None
         self._wake = threading.Event()
         self._given_up = threading.Event()
@@ -212,20 +249,34 @@ class Follower:
         self._thread = threading.Thread(target=self._run, name=f"dovetail-{name}", daemon=True)
 
     def start(self) -> None:
-        """Begin to follow, from what the log now ends with."""
-        self._offset = self._path.stat().st_size
+        """Begin to follow, from where this tracker had come to before a resume."""
+        with suppress(OSError, ValueError):  # no cursor yet, or a damaged one
+            self._offset = min(int(self._cursor.read_text()), self._path.stat().st_size)
         self._thread.start()
+
+    def end(self, status: str) -> None:
+        """Say that the log is complete, so that the tracker gets the rest and is closed."""
+        self._status = status
+        self._wake.set()
 
     def finish(self, status: str, timeout_s: float) -> None:
         """Hand over the rest and close the tracker, waiting at most `timeout_s` seconds."""
-        self._status = status
-        self._wake.set()
+        self.end(status)
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             self._given_up.set()
             self._park(f"did not finish within {timeout_s:g} s")
 
     def _run(self) -> None:
+        try:
+            self._follow()
+        except Exception as err:  # the log itself was taken away
+            self._park(f"{type(err).__name__}: {err}")
+
+    def _follow(self) -> None:
+        rewind = getattr(self._tracker, "rewind", None)
+        if self._resumed_at_step is not None and rewind is not None:
+            self._try(lambda: rewind(self._resumed_at_step))
         self._try(lambda: self._tracker.log_params(self._params))
         is_last = False
         while not is_last and self.parked_by is None:
@@ -237,18 +288,25 @@ class Follower:
             self._try(lambda: self._tracker.close(self._status or "failed"))
 
     def _feed(self) -> None:
+        start = self._offset
         with self._path.open("rb") as file:
-            file.seek(self._offset)
+            file.seek(start)
             for line in file:
                 if not line.endswith(b"\n") or self._given_up.is_set():
-                    return
-                record = parse_record(line)
+                    break
+                record = parse_record(line) or {}
                 metrics = record.get("metrics")
                 if metrics:
                     self._try(lambda m=metrics, s=record["step"]: self._tracker.log(m, s))
                 if self.parked_by is not None:
-                    return
+                    break
                 self._offset += len(line)
+        if self._offset != start:
+            # A full disk costs no more than a record that the tracker is given twice.
+            with suppress(OSError):
+                beside = self._cursor.with_name(f"{self._cursor.name}.partial")
+                beside.write_text(str(self._offset), encoding="ascii")
+                beside.replace(self._cursor)
 
     def _try(self, call: Any) -> None:
         if self.parked_by is not None:
@@ -278,25 +336,29 @@ class Tracking:
         directory: The run's folder.
         trackers: Trackers by name.
         params: The run's settings, handed to each tracker first.
-        rewind_to_bytes: Length to cut a resumed log back to.
+        resumed_at: Optimizer step and length of the log in bytes that a resumed run goes on from.
     """
 
     FLUSH_S = 30.0
-    """Seconds each tracker gets at the end of a run before it is parked."""
+    """Seconds all trackers together get at the end of a run; who needs longer is parked."""
 
     def __init__(
         self,
         directory: Path,
         trackers: Mapping[str, Tracker],
         params: Mapping[str, Any],
-        rewind_to_bytes: int | None = None,
+        resumed_at: tuple[int, int] | None = None,
     ) -> None:
         self.log = MetricLog(directory)
         self.status = "failed"
         """How the run ended; whoever completes it says so."""
-        if rewind_to_bytes is not None:
-            self.log.rewind(rewind_to_bytes)
-        self._followers = [Follower(n, t, self.log.path, params) for n, t in trackers.items()]
+        step, size_bytes = resumed_at or (None, None)
+        if size_bytes is not None:
+            self.log.rewind(size_bytes)
+        self._followers = [
+            Follower(name, tracker, self.log.path, params, resumed_at_step=step)
+            for name, tracker in trackers.items()
+        ]
 
     def __enter__(self) -> Tracking:
         for follower in self._followers:
@@ -316,5 +378,8 @@ class Tracking:
             record["error"] = f"{type(value).__name__}: {value}"
         self.log.write(record)
         for follower in self._followers:
-            follower.finish(self.status, self.FLUSH_S)
+            follower.end(self.status)
+        deadline_s = time.monotonic() + self.FLUSH_S
+        for follower in self._followers:
+            follower.finish(self.status, max(0.0, deadline_s - time.monotonic()))
         self.log.close()

@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dovetail.errors import MissingDependencyError, build_message
-
 
 @dataclass(frozen=True)
 class Digits(torch.utils.data.Dataset[dict[str, object]]):
@@ -57,6 +55,9 @@ def load_splits(validation_fraction: float = 0.2, seed: int = 0) -> dict[str, Di
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ModuleNotFoundError as err:
+        # Here and not above: an exported model brings this file along, but not dovetail.
+        from dovetail.errors import MissingDependencyError, build_message
+
         action = 'Run: pip install "dovetail[examples]"'
         message = build_message("example digits", "scikit-learn is not installed", action=action)
         raise MissingDependencyError(message) from err

@@ -20,8 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dovetail.errors import MissingDependencyError, build_message
-
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -65,6 +63,9 @@ def build_tokenizer(vocab_size: int = 768) -> Tokenizer:
     try:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     except ModuleNotFoundError as err:
+        # Here and not above: an exported model brings this file along, but not dovetail.
+        from dovetail.errors import MissingDependencyError, build_message
+
         action = 'Run: pip install "dovetail[text]"'
         message = build_message("example tinylm", "tokenizers is not installed", action=action)
         raise MissingDependencyError(message) from err

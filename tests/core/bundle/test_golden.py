@@ -43,6 +43,12 @@ def test_read_golden_executes_no_pickle(tmp_path):
         read_golden(tmp_path / "golden.npz")
 
 
+def test_write_golden_writes_no_pickle(tmp_path):
+    case = GoldenCase({"x": np.array([{"an": "object"}])}, {})
+    with pytest.raises(ValueError, match=r"[Oo]bject arrays"):
+        write_golden(tmp_path / "golden.npz", [case])
+
+
 @pytest.mark.parametrize("key", ["x", "case0/weights/x", "caseA/inputs/x"])
 def test_read_golden_refuses_other_members(key, tmp_path):
     np.savez(tmp_path / "golden.npz", **{key: np.zeros(1)})

@@ -26,6 +26,8 @@ def test_is_absolute_leaves_other_text_alone(text):
             "see https://pytorch.org/docs/stable/x.html",
             "see https://pytorch.org/docs/stable/x.html",
         ),
+        ("case<i>/inputs/<name>", "case<i>/inputs/<name>"),
+        ("(/a/b.py) [/c/d.py] x=/e/f.py, `/g/h.py`", "(b.py) [d.py] x=f.py, `h.py`"),
         ("run/config.toml and 3/4", "run/config.toml and 3/4"),
         ("torch/fx/experimental/x.py", "torch/fx/experimental/x.py"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 import shutil
@@ -154,8 +155,12 @@ def dovetail_export(task):
 def run_cli() -> Callable[..., Result]:
     """Run a command in this process, its standard output and error apart."""
 
+    # Before click 8.2 the two came as one stream unless they were asked for apart.
+    is_old = "mix_stderr" in inspect.signature(CliRunner).parameters
+    runner = CliRunner(mix_stderr=False) if is_old else CliRunner()
+
     def run(*arguments: str) -> Result:
-        return CliRunner().invoke(cli, list(arguments), prog_name="dovetail")
+        return runner.invoke(cli, list(arguments), prog_name="dovetail")
 
     return run
 

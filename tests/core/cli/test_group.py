@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,7 +102,12 @@ def test_completion_knows_the_commands() -> None:
     code = "from dovetail.cli import main; main()"
     ended = subprocess.run(
         [sys.executable, "-c", code],
-        env={"_DOVETAIL_COMPLETE": "bash_complete", "COMP_WORDS": "dovetail pl", "COMP_CWORD": "1"},
+        env={
+            **os.environ,
+            "_DOVETAIL_COMPLETE": "bash_complete",
+            "COMP_WORDS": "dovetail pl",
+            "COMP_CWORD": "1",
+        },
         capture_output=True,
         text=True,
         check=False,

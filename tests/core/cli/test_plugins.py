@@ -148,8 +148,8 @@ def test_state_is_read_from_the_metadata(
     install_line: str | None,
 ) -> None:
     name = f"tools-{next(NUMBERS)}"
-    install(name, {"log": ("one",)}, EXPLODES, requires)
-    result = run_cli("plugins")
+    install(name, {"wrap": ("one",)}, EXPLODES, requires)
+    result = run_cli("plugins", "wrap")
     assert row_of(result, "one")[4] == state
     assert ("To install what is missing:" in result.stdout) == (install_line is not None)
     assert (install_line or "").format(name=name) in result.stdout
@@ -183,10 +183,12 @@ def test_check_imports_every_plugin_and_fails_when_one_is_broken(
     install("good-tools", {"log": ("good",)}, TRACKER)
     install("bad-tools", {"log": ("bad",)}, EXPLODES)
     install("lone-tools", {"log": ("lone",)}, "import surely_absent")
+    install("odd-tools", {"log": ("odd",)}, "def __dir__():\n    raise OSError(3)")
     result = run_cli("plugins", "log", "--check")
     assert result.exit_code == 1
     assert row_of(result, "good")[4] == "loads"
     assert row_of(result, "bad")[4] == "broken"
+    assert row_of(result, "odd")[4] == "broken"
     assert row_of(result, "lone")[4] == "needs surely_absent"
     assert "imported, though nobody asked for it" in result.stdout
     assert "pip install surely_absent" in result.stdout

@@ -40,7 +40,7 @@ def test_train_prints_lines_and_paths_when_piped(project: Any, run_cli: Run) -> 
     assert lines[6].startswith("completed: 8 steps in ")
     assert lines[-2] == f"run   {where}"
     assert lines[-1].startswith(f"best  {where}/checkpoints/step-00000")
-    assert not ANSI.search(result.output)
+    assert not ANSI.search(result.stdout + result.stderr)
 
 
 @pytest.mark.filterwarnings("default")
@@ -201,11 +201,13 @@ def test_train_exits_1_with_the_reason_when_a_format_fails(
 ) -> None:
     result = run_cli("train", "tiny.toml", 'export.use=["npz", "bad"]', *flags)
     assert result.exit_code == 1
-    assert "bad failed at its export: " in result.output
-    assert "knows no linear layers" in " ".join(result.output.split())
+    told = " ".join((result.stdout + result.stderr).split())
+    assert "bad failed at its export: " in told
+    assert "knows no linear layers" in told
     assert (exporting_project.runs[0] / "bundle" / "manifest.json").is_file()
 
 
+@pytest.mark.slow
 def test_train_ends_with_a_checkpoint_when_the_terminal_sends_ctrl_c(
     project: Any, run_cli: Run
 ) -> None:
@@ -235,6 +237,7 @@ def test_train_ends_with_a_checkpoint_when_the_terminal_sends_ctrl_c(
     assert f"completed: {4 * (progress.epoch + 2)} steps in " in finished.stdout
 
 
+@pytest.mark.slow
 def test_train_goes_on_when_nobody_reads_its_lines_any_more(project: Any) -> None:
     command = [sys.executable, "-m", "dovetail", "train", "tiny.toml", "train.epochs=5"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -72,8 +72,8 @@ def test_watcher_prints_a_line_per_epoch_with_its_evaluation(
         watcher.on_checkpoint(Path("step"), is_best=epoch == 1)
     watcher.finish()
     assert lines == [
-        "epoch 1/3: train loss 0.5; val loss 0.25, accuracy 0.75; step 4, 4.0 s",
-        "epoch 2/3: train loss 0.5; val loss 0.25, accuracy 0.75; step 8, 4.0 s, best",
+        "epoch 1/3: train loss 0.5; val loss 0.25, accuracy 0.75; 4.0 s",
+        "epoch 2/3: train loss 0.5; val loss 0.25, accuracy 0.75; 4.0 s, best",
     ]
 
 
@@ -99,6 +99,20 @@ def test_watcher_prints_a_line_per_epoch_when_the_data_have_no_length(lines: lis
     watcher.on_step(1, 1, 4, STEP)
     watcher.finish()
     assert [line.partition(":")[0] for line in lines] == ["epoch 1/3", "epoch 2/3"]
+
+
+def test_watcher_says_so_when_an_epoch_is_left_in_the_middle(lines: list[str]) -> None:
+    watcher = start(lines)
+    watcher.on_step(0, 2, 2, STEP)
+    watcher.finish()
+    assert lines[0].endswith(", unfinished")
+
+
+def test_watcher_prints_an_evaluation_that_a_resumed_run_begins_with(lines: list[str]) -> None:
+    watcher = start(lines, first_epoch=1)
+    watcher.on_evaluation(1, 8, {"val/loss": 0.25})
+    watcher.on_checkpoint(Path("step"), is_best=True)
+    assert lines == ["epoch 2/3: val loss 0.25; 0.0 s, best"]
 
 
 def test_watcher_beats_no_more_often_than_asked(lines: list[str], clock: Clock) -> None:

@@ -456,3 +456,26 @@ def test_perplexity_of_nan_is_nan() -> None:
 def test_only_language_has_a_perplexity(kind: Kind) -> None:
     assert objective_of(kind).has_perplexity
     assert not objective_of("classification").has_perplexity
+
+
+@pytest.mark.parametrize("kind", ["loss", "accuracy"])
+def test_causal_lm_is_the_same_on_whichever_side_rows_are_padded(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths, width, vocabulary = (5, 2, 3), 5, 7
+    rows = [torch.randint(0, vocabulary, (n,), generator=generator) for n in lengths]
+    logits = [torch.randn(n, vocabulary, generator=generator, dtype=torch.float64) for n in lengths]
+    results = []
+    for is_left in (False, True):
+        labels = torch.full((3, width), -100)
+        mask = torch.zeros(3, width, dtype=torch.int64)
+        # What a model answers at padding is arbitrary, and must not matter.
+        output = torch.randn(3, width, vocabulary, generator=generator, dtype=torch.float64)
+        for index, (row, values) in enumerate(zip(rows, logits, strict=True)):
+            place = slice(width - len(row), None) if is_left else slice(None, len(row))
+            labels[index, place], mask[index, place], output[index, place] = row, 1, values
+        objective = build_objective(TaskSpec(kind="causal_lm", modality="text"), "task")
+        batch = {"labels": labels, "attention_mask": mask}
+        loss, items = objective.loss(output, batch)
+        assert int(items) == sum(n - 1 for n in lengths)
+        results.append(loss if kind == "loss" else objective.metrics(output, batch)["accuracy"])
+    torch.testing.assert_close(*results)

@@ -8,7 +8,7 @@ import torch
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("scenario", ["numbers", "tensors", "zeros", "flush"])
+@pytest.mark.parametrize("scenario", ["numbers", "tensors", "zeros", "zero tensors", "flush"])
 def test_accumulate_equals_large_batch_of_all_ranks(two_ranks, relative_error, scenario):
     first, second = (rank[scenario] for rank in two_ranks)
     assert len(first["gradients"]) == 2

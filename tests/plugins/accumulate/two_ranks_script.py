@@ -18,6 +18,7 @@ SIZES = {
     "numbers": [[3, 9, 1, 4, 7, 2], [5, 1, 8, 2, 1, 6]],
     "tensors": [[3, 9, 1, 4, 7, 2], [5, 1, 8, 2, 1, 6]],
     "zeros": [[0, 9, 1, 0, 7, 0], [5, 0, 8, 2, 0, 0]],
+    "zero tensors": [[0, 9, 1, 0, 7, 0], [5, 0, 8, 2, 0, 0]],
     "flush": [[3, 9, 1, 4, 7, 2], [5, 1, 8, 2, 1, 6]],
     "nan": [[3, 9, 1, 4, 7, 2], [5, 1, 8, 2, 1, 6]],
 }
@@ -62,7 +63,7 @@ def train(scenario: str, rank: int) -> dict[str, object]:
             loss = F.mse_loss(parallel(x), y)
             if scenario == "nan" and (rank, index) == (1, 2):
                 loss = loss * float("nan")
-            weight = torch.tensor(size) if scenario in ("tensors", "zeros") else size
+            weight = torch.tensor(size) if scenario in ("tensors", "zero tensors") else size
             stepped.append(accumulator.accumulate(loss, parallel, weight, is_final))
         if not accumulator.is_window_open:
             results.append(accumulator.last_window)

@@ -1,0 +1,584 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import types
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dovetail.errors import RunError
+from dovetail.run.tracking import (
+    LOG_NAME,
+    Follower,
+    MetricLog,
+    Tracking,
+    parse_record,
+    read_metrics,
+    read_records,
+)
+
+
+def step_record(step: int, **metrics: float) -> dict[str, Any]:
+    return {"kind": "step", "step": step, "metrics": metrics or {"train/loss": float(step)}}
+
+
+def write_steps(log: MetricLog, steps: range, **metrics: float) -> None:
+    for step in steps:
+        log.write(step_record(step, **metrics))
+
+
+def steps_of(path: Path) -> list[int]:
+    return [record["step"] for record in read_records(path)]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[MetricLog]:
+    made = MetricLog(tmp_path)
+    yield made
+    made.close()
+
+
+class Recorder:
+    """A tracker that keeps what it is given, and raises what it is told to before it keeps it."""
+
+    capabilities: frozenset[Any] = frozenset()
+
+    def __init__(self, fault: Callable[[int], BaseException | None] = lambda call: None) -> None:
+        self.fault = fault
+        self.num_calls = 0
+        self.rows: list[tuple[int, dict[str, float]]] = []
+        self.params: Mapping[str, Any] | None = None
+        self.status: str | None = None
+        self.heard = threading.Event()
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.num_calls += 1
+        error = self.fault(self.num_calls)
+        if error is not None:
+            raise error
+        self.rows.append((step, dict(metrics)))
+        self.heard.set()
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        self.params = params
+
+    def log_figure(self, name: str, path: Path, step: int) -> None: ...
+
+    def log_artifact(self, name: str, path: Path) -> None: ...
+
+    def close(self, status: str) -> None:
+        self.status = status
+
+
+class QuickFollower(Follower):
+    """Follows without long pauses, so that a test of retries is short."""
+
+    NUM_TRIES = 2
+
+
+def follow(log: MetricLog, tracker: Any, **arguments: Any) -> Follower:
+    follower = QuickFollower("mine", tracker, log.path, {"a.b": 1}, poll_s=0.01, **arguments)
+    follower.start()
+    return follower
+
+
+# --- the log
+
+
+def test_every_record_is_on_the_disk_before_write_returns(log: MetricLog) -> None:
+    for step in range(3):
+        log.write(step_record(step))
+        lines = log.path.read_bytes().splitlines(keepends=True)
+        assert len(lines) == step + 1
+        assert lines[-1].endswith(b"\n")
+        assert json.loads(lines[-1]) == step_record(step)
+
+
+def test_a_log_that_exists_is_continued(tmp_path: Path) -> None:
+    for step in range(3):
+        again = MetricLog(tmp_path)
+        again.write(step_record(step))
+        again.close()
+    assert steps_of(tmp_path) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("torn", [b"{", b'{"kind":"st', b"\x00\x00\x00", b'{"step":9}'])
+def test_a_last_line_torn_by_a_crash_is_cut_off(tmp_path: Path, torn: bytes) -> None:
+    whole = b'{"kind":"step","step":0}\n'
+    (tmp_path / LOG_NAME).write_bytes(whole + torn)
+    assert steps_of(tmp_path) == [0]
+    log = MetricLog(tmp_path)
+    log.write(step_record(1))
+    log.close()
+    assert steps_of(tmp_path) == [0, 1]
+
+
+def test_a_log_that_is_nothing_but_a_torn_line_is_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / LOG_NAME).write_bytes(b'{"kind')
+    log = MetricLog(tmp_path)
+    log.write(step_record(0))
+    log.close()
+    assert steps_of(tmp_path) == [0]
+
+
+metrics = st.dictionaries(st.text(max_size=8), st.floats(), max_size=4)
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(metrics, max_size=5))
+@pytest.mark.filterwarnings("ignore:metric .* for the first time")
+def test_whatever_the_metrics_are_they_are_read_back_from_strict_json(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, float]]
+) -> None:
+    log = MetricLog(tmp_path_factory.mktemp("log"))
+    for step, row in enumerate(rows):
+        log.write({"kind": "step", "step": step, "metrics": row})
+    log.close()
+
+    def refuse(constant: str) -> float:
+        raise AssertionError(f"{constant} is no JSON")
+
+    for line in log.path.read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
+    found = [record["metrics"] for record in read_records(log.path)]
+    np.testing.assert_equal(found, rows)
+
+
+def test_each_metric_warns_once_when_it_is_first_not_finite(log: MetricLog) -> None:
+    with pytest.warns(UserWarning, match="metric 'a' is nan for the first time") as caught:
+        write_steps(log, range(3), a=math.nan, b=1.0)
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match="metric 'b' is -inf for the first time"):
+        log.write(step_record(3, a=math.inf, b=-math.inf))
+    rows = [record["metrics"] for record in read_records(log.path)]
+    assert rows[3] == {"a": math.inf, "b": -math.inf}
+    assert [math.isnan(row["a"]) for row in rows] == [True, True, True, False]
+
+
+def test_a_record_beside_the_metrics_is_spelled_without_a_warning(log: MetricLog) -> None:
+    log.write({"kind": "skip", "step": 0, "loss": math.nan, "grad_norm": None})
+    assert json.loads(log.path.read_text())["loss"] == "NaN"
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[int], None]]:
+    """Lets files grow to a size and no further, as a disk that is nearly full does."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_stops_nothing_and_warns_once(
+    tmp_path: Path, full_disk: Callable[[int], None]
+) -> None:
+    log = MetricLog(tmp_path)
+    write_steps(log, range(10))
+    size = log.tell()
+    full_disk(size + 20)
+
+    def fill_and_close() -> None:
+        write_steps(log, range(10, 500))
+        assert log.tell() == size + 20
+        log.close()
+
+    with pytest.warns(UserWarning, match="cannot be written") as caught:
+        fill_and_close()
+    (warning,) = caught
+    assert str(warning.message).startswith(f"metric log {str(log.path)!r}: cannot be written: File")
+    assert "the run goes on without its records" in str(warning.message)
+    assert log.num_lost == 491
+    assert steps_of(tmp_path) == list(range(10))
+
+
+def test_a_disk_with_room_again_gets_whole_lines(
+    tmp_path: Path, full_disk: Callable[[int], None]
+) -> None:
+    log = MetricLog(tmp_path)
+    full_disk(20)
+    with pytest.warns(UserWarning, match="cannot be written"):
+        write_steps(log, range(500))
+    full_disk(2**30)
+    write_steps(log, range(500, 510))
+    log.close()
+    steps = steps_of(tmp_path)
+    assert steps == sorted(set(steps))
+    assert steps[-10:] == list(range(500, 510))
+
+
+def test_a_log_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"metric log '.*': cannot be written: No such file"):
+        MetricLog(tmp_path / "nosuch")
+    (tmp_path / LOG_NAME).mkdir()
+    with pytest.raises(RunError, match="cannot be written: Is a directory"):
+        MetricLog(tmp_path)
+
+
+def test_rewind_drops_what_a_resumed_run_writes_again(log: MetricLog) -> None:
+    for step in range(2):
+        log.write(step_record(step))
+    size = log.tell()
+    for step in range(2, 5):
+        log.write(step_record(step))
+    log.rewind(size)
+    log.write(step_record(7))
+    assert steps_of(log.path) == [0, 1, 7]
+
+
+def test_rewind_to_more_than_there_is_adds_nothing(log: MetricLog) -> None:
+    log.write(step_record(0))
+    log.rewind(10**6)
+    log.write(step_record(1))
+    assert steps_of(log.path) == [0, 1]
+
+
+def test_a_log_can_be_read_while_it_is_written(log: MetricLog) -> None:
+    log.write(step_record(0))
+    reader = read_records(log.path)
+    assert next(reader)["step"] == 0
+    log.write(step_record(1))
+    with log.path.open("ab") as file:
+        file.write(b'{"half')
+    assert steps_of(log.path.parent) == [0, 1]
+
+
+def test_a_damaged_line_is_left_out_with_a_warning(log: MetricLog) -> None:
+    log.write(step_record(0))
+    with log.path.open("ab") as file:
+        file.write(b"\x00\x00{\n")
+        file.write(b"[1]\n")
+    log.write(step_record(1))
+    with pytest.warns(UserWarning, match=r"metric log '.*' line [23]: holds no record") as caught:
+        assert steps_of(log.path) == [0, 1]
+    assert len(caught) == 2
+    assert parse_record(b"not json\n") is None
+
+
+def test_a_missing_log_is_told(tmp_path: Path) -> None:
+    with pytest.raises(
+        RunError, match=r"metric log '.*metrics.jsonl': cannot be read: No such file"
+    ):
+        read_metrics(tmp_path)
+
+
+def test_all_records_survive_when_the_process_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib\n"
+        "from dovetail.run.tracking import MetricLog\n"
+        "log = MetricLog(pathlib.Path(sys.argv[1]))\n"
+        "for step in range(1000):\n"
+        "    log.write({'kind': 'step', 'step': step, 'metrics': {'loss': 1.0 / (step + 1)}})\n"
+        "print('written', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "written\n"
+    os.kill(process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+    assert steps_of(tmp_path) == list(range(1000))
+
+
+# --- as a table
+
+
+@pytest.fixture
+def no_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither pandas nor polars is installed."""
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    monkeypatch.setitem(sys.modules, "polars", None)
+
+
+def write_run(log: MetricLog) -> None:
+    common = {"epoch": 0, "micro_step": 4, "time": 5.5}
+    log.write({"kind": "step", "step": 1, "items": 8, **common, "metrics": {"train/loss": 0.5}})
+    log.write({"kind": "skip", "step": 1, **common, "loss": math.nan})
+    log.write({"kind": "evaluation", "step": 1, **common, "metrics": {"val/loss": 0.25}})
+    log.write({"kind": "end", "status": "completed"})
+
+
+@pytest.mark.usefixtures("no_frames")
+def test_read_metrics_has_one_row_per_record_with_metrics_and_a_column_each(log: MetricLog) -> None:
+    write_run(log)
+    table = read_metrics(log.path.parent)
+    axes = ["kind", "step", "epoch", "micro_step", "items", "time"]
+    assert list(table) == [*axes, "train/loss", "val/loss"]
+    assert table["kind"].tolist() == ["step", "evaluation"]
+    assert table["step"].dtype.kind == "i"
+    for name, values in {"items": [8, math.nan], "train/loss": [0.5, math.nan]}.items():
+        assert table[name].dtype == float
+        np.testing.assert_equal(table[name], np.array(values))
+
+
+@pytest.mark.usefixtures("no_frames")
+def test_read_metrics_of_a_run_that_has_not_begun_is_empty(log: MetricLog) -> None:
+    table = read_metrics(log.path)
+    assert {name: len(column) for name, column in table.items()} == dict.fromkeys(
+        ["kind", "step", "epoch", "micro_step", "items", "time"], 0
+    )
+
+
+def test_read_metrics_returns_a_frame_of_what_is_installed(
+    log: MetricLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = types.ModuleType("pandas")
+    planted.DataFrame = lambda columns: ("frame", sorted(columns))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pandas", planted)
+    write_run(log)
+    kind, columns = read_metrics(log.path)
+    assert kind == "frame"
+    assert "val/loss" in columns
+
+
+def test_read_metrics_fills_a_pandas_frame(log: MetricLog) -> None:
+    pandas = pytest.importorskip("pandas")
+    write_run(log)
+    frame = read_metrics(log.path)
+    assert isinstance(frame, pandas.DataFrame)
+    assert frame.loc[frame["kind"] == "step", "train/loss"].tolist() == [0.5]
+
+
+# --- followers
+
+
+def test_a_follower_hands_over_everything_in_order_and_once(log: MetricLog) -> None:
+    tracker = Recorder()
+    log.write(step_record(0))
+    follower = follow(log, tracker)
+    assert tracker.heard.wait(10)
+    for step in range(1, 200):
+        log.write(step_record(step))
+    log.write({"kind": "skip", "step": 3, "loss": 1.0})
+    follower.finish("completed", 10)
+    assert tracker.rows == [(step, {"train/loss": float(step)}) for step in range(200)]
+    assert tracker.params == {"a.b": 1}
+    assert tracker.status == "completed"
+    assert follower.parked_by is None
+
+
+def test_a_follower_gives_numbers_where_the_log_has_words(log: MetricLog) -> None:
+    tracker = Recorder()
+    follower = follow(log, tracker)
+    with pytest.warns(UserWarning, match="is inf for the first time"):
+        log.write(step_record(0, a=math.inf))
+    follower.finish("completed", 10)
+    assert tracker.rows == [(0, {"a": math.inf})]
+
+
+def test_a_tracker_that_raises_now_and_then_still_gets_each_record_once(log: MetricLog) -> None:
+    tracker = Recorder(lambda call: OSError("network") if call % 3 == 1 else None)
+    follower = follow(log, tracker)
+    for step in range(6):
+        log.write(step_record(step))
+    follower.finish("completed", 10)
+    assert [step for step, _ in tracker.rows] == list(range(6))
+    assert tracker.num_calls == 9
+    assert tracker.status == "completed"
+
+
+@pytest.mark.parametrize("error", [OSError("network"), SystemExit(3), KeyError("x")])
+def test_a_tracker_that_always_raises_is_parked_with_one_warning(
+    log: MetricLog, error: BaseException
+) -> None:
+    tracker = Recorder(lambda call: error)
+
+    def run() -> None:
+        follower = follow(log, tracker)
+        write_steps(log, range(5))
+        follower.finish("completed", 10)
+
+    with pytest.warns(UserWarning, match="is parked") as caught:
+        run()
+    (warning,) = caught
+    message = str(warning.message)
+    assert message.startswith(f"tracker 'mine': is parked: {type(error).__name__}: ")
+    assert message.endswith("The run goes on; every record stands in metrics.jsonl.")
+    assert tracker.num_calls == QuickFollower.NUM_TRIES
+    assert tracker.rows == []
+    assert steps_of(log.path) == list(range(5))
+
+
+@pytest.mark.parametrize("method", ["log_params", "close"])
+def test_a_tracker_may_fail_at_its_beginning_and_at_its_end(
+    log: MetricLog, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Recorder()
+    monkeypatch.setattr(tracker, method, lambda value: 1 / 0)
+    log.write(step_record(0))
+    with pytest.warns(UserWarning, match="is parked: ZeroDivisionError"):
+        follow(log, tracker).finish("completed", 10)
+    assert len(tracker.rows) == (method == "close")
+
+
+def test_a_tracker_that_hangs_ends_with_its_time(log: MetricLog) -> None:
+    release = threading.Event()
+
+    class Hanging(Recorder):
+        def log(self, metrics: Mapping[str, float], step: int) -> None:
+            self.heard.set()
+            release.wait()
+
+    tracker = Hanging()
+    follower = follow(log, tracker)
+    log.write(step_record(0))
+    assert tracker.heard.wait(10)
+    with pytest.warns(UserWarning, match=r"is parked: did not finish within 0.01 s") as caught:
+        follower.finish("completed", 0.01)
+    release.set()
+    follower._thread.join(10)
+    assert len(caught) == 1
+    assert tracker.status is None
+
+
+def test_a_log_that_is_taken_away_parks_the_follower(log: MetricLog) -> None:
+    tracker = Recorder()
+    log.write(step_record(0))
+
+    def take_away() -> None:
+        follower = follow(log, tracker)
+        assert tracker.heard.wait(10)
+        log.path.rename(log.path.with_name("moved"))
+        follower.finish("completed", 10)
+
+    with pytest.warns(UserWarning, match="is parked: FileNotFoundError"):
+        take_away()
+
+
+def test_a_follower_passes_over_a_damaged_line(log: MetricLog) -> None:
+    log.write(step_record(0))
+    with log.path.open("ab") as file:
+        file.write(b"\x00\x00\n")
+    log.write(step_record(1))
+    tracker = Recorder()
+    follow(log, tracker).finish("completed", 10)
+    assert [step for step, _ in tracker.rows] == [0, 1]
+
+
+def test_a_follower_goes_on_where_it_had_come_to(log: MetricLog) -> None:
+    for step in range(3):
+        log.write(step_record(step))
+    follow(log, Recorder()).finish("interrupted", 10)
+    for step in range(3, 5):
+        log.write(step_record(step))
+    tracker = Recorder()
+    follow(log, tracker).finish("completed", 10)
+    assert [step for step, _ in tracker.rows] == [3, 4]
+
+
+@pytest.mark.parametrize("damage", ["", "x", "-", "999999"])
+def test_a_damaged_cursor_stops_nothing(log: MetricLog, damage: str) -> None:
+    log.write(step_record(0))
+    (log.path.parent / ".mine.cursor").write_text(damage)
+    tracker = Recorder()
+    follower = follow(log, tracker)
+    log.write(step_record(1))
+    follower.finish("completed", 10)
+    assert tracker.rows[-1][0] == 1
+
+
+def test_a_resumed_run_lets_a_tracker_drop_what_comes_again(log: MetricLog) -> None:
+    class Rewinding(Recorder):
+        rewound_to: int | None = None
+
+        def rewind(self, step: int) -> None:
+            self.rewound_to = step
+
+    tracker = Rewinding()
+    follow(log, tracker, resumed_at_step=7).finish("completed", 10)
+    assert tracker.rewound_to == 7
+    untouched = Rewinding()
+    follow(log, untouched).finish("completed", 10)
+    assert untouched.rewound_to is None
+
+
+# --- both together
+
+
+def kinds_of(directory: Path) -> list[tuple[str, str | None]]:
+    return [(r["kind"], r.get("status")) for r in read_records(directory)]
+
+
+def test_tracking_opens_and_closes_log_and_trackers_together(tmp_path: Path) -> None:
+    trackers = {"one": Recorder(), "two": Recorder()}
+    with Tracking(tmp_path, trackers, {}) as tracking:
+        tracking.log.write(step_record(0))
+        tracking.status = "completed"
+    assert kinds_of(tmp_path) == [("step", None), ("end", "completed")]
+    assert [t.status for t in trackers.values()] == ["completed", "completed"]
+    assert [len(t.rows) for t in trackers.values()] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError("odd"), "failed"), (KeyboardInterrupt(), "interrupted")]
+)
+def test_tracking_records_how_a_run_broke(
+    tmp_path: Path, error: BaseException, status: str
+) -> None:
+    tracker = Recorder()
+    with pytest.raises(type(error)), Tracking(tmp_path, {"one": tracker}, {}):
+        raise error
+    (record,) = read_records(tmp_path)
+    assert record["status"] == status
+    assert record["error"] == f"{type(error).__name__}: {error}"
+    assert tracker.status == status
+
+
+def test_tracking_of_a_resumed_run_drops_what_comes_again(tmp_path: Path) -> None:
+    with Tracking(tmp_path, {}, {}) as tracking:
+        tracking.log.write(step_record(1))
+        size = tracking.log.tell()
+        tracking.log.write(step_record(2))
+    with Tracking(tmp_path, {}, {}, resumed_at=(1, size)) as tracking:
+        tracking.log.write(step_record(5))
+        tracking.status = "completed"
+    assert kinds_of(tmp_path) == [("step", None), ("step", None), ("end", "completed")]
+    assert steps_of_steps(tmp_path) == [1, 5]
+
+
+def steps_of_steps(directory: Path) -> list[int]:
+    return [r["step"] for r in read_records(directory) if r["kind"] == "step"]
+
+
+def test_trackers_that_hang_share_the_time_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+
+    class Hanging(Recorder):
+        def close(self, status: str) -> None:
+            release.wait()
+
+    monkeypatch.setattr(Tracking, "FLUSH_S", 0.05)
+    quick = Recorder()
+    trackers = {"a": Hanging(), "b": Hanging(), "c": quick}
+    before = threading.active_count()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with Tracking(tmp_path, trackers, {}) as tracking:
+            tracking.log.write(step_record(0))
+    assert sorted(str(w.message)[:11] for w in caught)[:2] == ["tracker 'a'", "tracker 'b'"]
+    release.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("dovetail-"):
+            thread.join(10)
+    assert threading.active_count() <= before
