@@ -81,9 +81,9 @@ class WindowResult:
     """What became of the last closed window."""
 
     loss: float
-    """Mean loss over the window's items."""
+    """Mean loss over the window's items, those of all ranks."""
     items: float
-    """Items in the window."""
+    """Items in the window, of all ranks."""
     grad_norm: float | None
     """Norm of its gradient before clipping, where it was computed."""
     num_micro_batches: int

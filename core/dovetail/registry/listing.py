@@ -66,10 +66,13 @@ def list_entry_points() -> list[PluginInfo]:
     """Return every plugin that an installed distribution declares, by role and name."""
     entries = importlib.metadata.entry_points()
     found: list[PluginInfo] = []
+    owners: dict[int, tuple[str, str]] = {}
     for role in ROLES:
         group = WRAPPER_GROUP if role == "wrap" else GROUPS[role]
         for entry in entries.select(group=group):
-            name, version = _owner(entry)
+            # Each look at a distribution's metadata reads and parses the file again.
+            key = id(entry.dist)
+            name, version = owners[key] = owners.get(key) or _owner(entry)
             reserved = entry.name in RESERVED
             found.append(PluginInfo(role, entry.name, name, version, entry.value, reserved))
     return sort_plugins(found)

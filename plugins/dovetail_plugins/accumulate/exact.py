@@ -83,7 +83,7 @@ class GradientAccumulator:
         AccumulationConflictError: The trainer accumulates too.
     """
 
-    def __init__(  # noqa: PLR0917 - the order in which users pass them
+    def __init__(
         self,
         optimizer: Optimizer,
         accumulation_steps: int = 1,

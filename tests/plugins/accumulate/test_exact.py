@@ -61,7 +61,7 @@ def feed(accumulator, model, losses, **kwargs):
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_accumulate_equals_large_batch(  # noqa: PLR0917 - fixtures and parameters
+def test_accumulate_equals_large_batch(
     language, step_recorder, relative_error, vector, dtype, as_tensor, lengths, steps
 ):
     model, large = language.model(dtype), language.model(dtype)

@@ -60,8 +60,13 @@ class Scale(nn.Module):
         return pixels.float() / self.by
 
 
+class Vision(nn.Sequential):
+    def forward(self, pixels):
+        return super().forward(pixels)
+
+
 def build_vision(width=4):
-    return nn.Sequential(
+    return Vision(
         nn.Conv2d(3, width, 3, padding=1),
         nn.BatchNorm2d(width),
         nn.ReLU(),
