@@ -100,8 +100,9 @@ def _drop_compilation(module: nn.Module, undo: ExitStack) -> None:
 
 def _move_to_cpu(tensor: Tensor, undo: ExitStack) -> None:
     # Gradients are set aside: they would be traced along, and stay on the other device.
-    undo.callback(setattr, tensor, "grad", tensor.grad)
-    tensor.grad = None
+    if tensor.is_leaf:
+        undo.callback(setattr, tensor, "grad", tensor.grad)
+        tensor.grad = None
     if tensor.device.type != "cpu":
         # Restoring the old storage costs nothing and keeps whatever else points at it.
         undo.callback(setattr, tensor, "data", tensor.data)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 
 from dovetail._markers import HOOKS, HookName, hook_function
 from dovetail.config import PluginOptions, explain
@@ -329,7 +330,8 @@ class Registry:
 
 
 def _lock_row(info: PluginInfo, options: PluginOptions | None) -> dict[str, str]:
-    plain = options.model_dump(mode="json") if options is not None else {}
+    # An option may be an object of the session, a tokenizer say, which no file can hold.
+    plain = {} if options is None else to_jsonable_python(options, fallback=lambda v: str(type(v)))
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
     return {
         "hook": info.role,

@@ -107,6 +107,8 @@ def test_served_in_eval_gives_the_model_back_as_it_was(fails):
     assert torch.is_grad_enabled()
 
 
+# Dynamo's advice on one patch release of Python.
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_served_in_eval_is_eager_and_compiled_again_afterwards():
     calls = []
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 from torch import nn
 
 from dovetail import ConfigPath, PluginOptions, RunInfo, TaskSpec, hookimpl
@@ -535,3 +535,15 @@ def test_lock_names_each_backend_and_wrapper_and_depends_on_the_options(registry
     other = wrapped.lock({"log": {"mine": Options(level=4)}})
     assert same == rows
     assert other[0]["options_sha256"] != rows[0]["options_sha256"]
+
+
+def test_lock_takes_options_that_no_file_can_hold(registry: Registry) -> None:
+    class Held(PluginOptions):
+        model_config = ConfigDict(arbitrary_types_allowed=True)
+        tokenizer: object
+
+    registry.register(LogPlugin(), hook="log", name="mine")
+    first, second = (
+        registry.lock({"log": {"mine": Held(tokenizer=held)}}) for held in (object(), object())
+    )
+    assert first == second

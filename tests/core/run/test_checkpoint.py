@@ -5,6 +5,7 @@ import pickle
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -277,29 +278,22 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
 # --- what cannot be written
 
 
-@pytest.fixture
-def full_disk() -> Iterator[Callable[[int], None]]:
-    """Lets files grow to a size and no further, as a disk that is nearly full does."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize(
     ("model_size", "state_size"), [(3000, 0), (1, 20000)], ids=["weights", "state"]
 )
 def test_a_full_disk_leaves_earlier_checkpoints_whole_and_nothing_partial(
-    checkpoints: Path, full_disk: Callable[[int], None], model_size: int, state_size: int
+    checkpoints: Path,
+    full_disk: Callable[[int], AbstractContextManager[None]],
+    model_size: int,
+    state_size: int,
 ) -> None:
     model, part = nn.Linear(model_size, 1), Part({"a": torch.zeros(state_size)})
     first = save_checkpoint(checkpoints, model, {"part": part}, Progress(step=1))
-    full_disk(10000)
-    message = refusal(
-        lambda: save_checkpoint(checkpoints, model, {"part": part}, Progress(step=2)),
-        checkpoint_path(checkpoints, 2),
-    )
-    full_disk(2**30)
+    with full_disk(10000):
+        message = refusal(
+            lambda: save_checkpoint(checkpoints, model, {"part": part}, Progress(step=2)),
+            checkpoint_path(checkpoints, 2),
+        )
     assert "cannot be written: " in message
     assert message.endswith("If the disk is full, free space; earlier checkpoints are whole.")
     assert list(checkpoints.iterdir()) == [first]

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +57,14 @@ def test_create_run_folder_says_that_a_file_is_in_the_way(tmp_path: Path) -> Non
         create_run_folder(config_of(tmp_path), [])
 
 
-def test_create_run_folder_leaves_nothing_behind_when_it_cannot_write(tmp_path: Path) -> None:
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
-    try:
-        with pytest.raises(
-            RunError, match=r"cannot be written: File too large.*Free space or choose"
-        ):
-            create_run_folder(config_of(tmp_path), LOCK)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+def test_create_run_folder_leaves_nothing_behind_when_it_cannot_write(
+    tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    with (
+        pytest.raises(RunError, match=r"cannot be written: File too large.*Free space or choose"),
+        full_disk(20),
+    ):
+        create_run_folder(config_of(tmp_path), LOCK)
     assert list((tmp_path / "runs" / "digits").iterdir()) == []
 
 

@@ -10,6 +10,7 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -172,29 +173,19 @@ def test_a_record_beside_the_metrics_is_spelled_without_a_warning(log: MetricLog
     assert json.loads(log.path.read_text())["loss"] == "NaN"
 
 
-@pytest.fixture
-def full_disk() -> Iterator[Callable[[int], None]]:
-    """Lets files grow to a size and no further, as a disk that is nearly full does."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_stops_nothing_and_warns_once(
-    tmp_path: Path, full_disk: Callable[[int], None]
+    tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     log = MetricLog(tmp_path)
     write_steps(log, range(10))
     size = log.tell()
-    full_disk(size + 20)
 
     def fill_and_close() -> None:
         write_steps(log, range(10, 500))
         assert log.tell() == size + 20
         log.close()
 
-    with pytest.warns(UserWarning, match="cannot be written") as caught:
+    with pytest.warns(UserWarning, match="cannot be written") as caught, full_disk(size + 20):
         fill_and_close()
     (warning,) = caught
     assert str(warning.message).startswith(f"metric log {str(log.path)!r}: cannot be written: File")
@@ -204,13 +195,11 @@ def test_a_full_disk_stops_nothing_and_warns_once(
 
 
 def test_a_disk_with_room_again_gets_whole_lines(
-    tmp_path: Path, full_disk: Callable[[int], None]
+    tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     log = MetricLog(tmp_path)
-    full_disk(20)
-    with pytest.warns(UserWarning, match="cannot be written"):
+    with pytest.warns(UserWarning, match="cannot be written"), full_disk(20):
         write_steps(log, range(500))
-    full_disk(2**30)
     write_steps(log, range(500, 510))
     log.close()
     steps = steps_of(tmp_path)

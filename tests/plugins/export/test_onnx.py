@@ -161,6 +161,8 @@ def test_onnx_of_a_model_that_branches_on_values_fails_and_the_rest_is_kept(rows
     assert verify_bundle(tmp_path / "b").is_ok
 
 
+# Dynamo's advice on one patch release of Python.
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_onnx_of_a_compiled_model_in_training_mode(vision, tmp_path):
     calls = []
 
