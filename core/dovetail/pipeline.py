@@ -34,7 +34,7 @@ from dovetail.run.checkpoint import (
 from dovetail.run.device import build_scaler, choose_device
 from dovetail.run.fit import FitParts, FitResult, Loop
 from dovetail.run.folder import check_same_run, create_run_folder, find_run
-from dovetail.run.loader import EpochLoader, build_loader, primary_input, take_batches
+from dovetail.run.loader import EpochLoader, build_loader, primary_input, take_batches, vary_lengths
 from dovetail.run.losses import build_objective
 from dovetail.run.observer import RunObserver, RunPlan
 from dovetail.run.schedule import LearningRate, build_optimizer, count_steps
@@ -293,7 +293,10 @@ class Job:
         split = self._splits.train if self._splits.validation is None else self._splits.validation
         sizes = (EXAMPLE_BATCH_SIZE, *PROOF_BATCH_SIZES)
         name = primary_input(self._config.task)
-        example, *golden = take_batches(split, self._collator, name, sizes)
+        batches = take_batches(split, self._collator, name, sizes)
+        if self._config.task.modality == "text":
+            batches = vary_lengths(batches, name)
+        example, *golden = batches
         return build_bundle(
             self._model,
             self._config.task,

@@ -259,7 +259,11 @@ class Runner(Protocol):
 
 @runtime_checkable
 class Exporter(Protocol):
-    """Writes one format and knows how to run it."""
+    """Writes one format and knows how to run it.
+
+    Optional method: `runtime_source() -> str`, Python source that defines `load(path)` for the
+    model card of a bundle and needs nothing but `requirements`.
+    """
 
     @property
     def requirements(self) -> tuple[str, ...]:

@@ -61,6 +61,8 @@ def describe_paths(result: TrainingResult) -> Iterator[str]:
     rows: list[tuple[str, Path]] = [("run", result.run_dir)]
     if result.best_checkpoint is not None:
         rows.append(("best", result.best_checkpoint))
+    if result.report is not None:
+        rows.append(("report", result.report))
     if result.bundle is not None:
         rows.append(("bundle", result.bundle.path))
     yield from format_columns([(name, str(path)) for name, path in rows])

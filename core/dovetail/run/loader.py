@@ -343,3 +343,29 @@ def _take_rows(loader: DataLoader[Any], name: str, count: int) -> Batch:
     num_rows = next(iter(batch.values())).shape[0]
     index = torch.arange(count) % num_rows
     return {key: value[index] for key, value in batch.items()}
+
+
+def vary_lengths(batches: Sequence[Batch], name: str) -> list[Batch]:
+    """Return batches of more than one sequence length, where all had the same.
+
+    Samples of one fixed length say nothing about others, and an exported model is proven at other
+    lengths than it was exported with. Every second batch is cut to half its length.
+
+    Args:
+        batches: Collated batches.
+        name: The tokens, `(batch, sequence)`; whatever else is that long is cut with them.
+    """
+    lengths = {batch[name].shape[1] for batch in batches if batch[name].ndim == 2}
+    if len(lengths) != 1 or (length := lengths.pop()) < 2:
+        return list(batches)
+    half = -(-length // 2)
+    masks = [batch["attention_mask"] for batch in batches if "attention_mask" in batch]
+    # What is kept must not be the padding.
+    is_left_padded = any(bool((mask[:, 0] == 0).any()) for mask in masks)
+    kept = slice(-half, None) if is_left_padded else slice(half)
+    return [
+        {k: v[:, kept] if v.ndim > 1 and v.shape[1] == length else v for k, v in batch.items()}
+        if index % 2
+        else batch
+        for index, batch in enumerate(batches)
+    ]

@@ -27,6 +27,7 @@ from dovetail.run.loader import (
     name_tuple,
     primary_input,
     take_batches,
+    vary_lengths,
 )
 
 CPU = torch.device("cpu")
@@ -429,3 +430,21 @@ def test_take_batches_names_the_tuples_of_a_users_loader() -> None:
         "pixels": [0, 1],
         "labels": [0, 1],
     }
+
+
+@pytest.mark.parametrize("is_left", [False, True])
+def test_vary_lengths_cuts_every_second_batch_of_fixed_length(is_left: bool) -> None:
+    tokens = torch.arange(20).reshape(2, 10)
+    mask = torch.ones_like(tokens)
+    mask[:, 0 if is_left else -1] = 0
+    batch = {"input_ids": tokens, "attention_mask": mask, "labels": torch.tensor([0, 1])}
+    whole, cut = vary_lengths([batch, batch], "input_ids")
+    assert whole is batch
+    assert torch.equal(cut["input_ids"], tokens[:, 5:] if is_left else tokens[:, :5])
+    assert cut["attention_mask"].all()
+    assert cut["labels"] is batch["labels"]
+
+
+def test_vary_lengths_leaves_batches_that_vary_already() -> None:
+    batches = [{"input_ids": torch.zeros(2, n, dtype=torch.int64)} for n in (3, 5)]
+    assert vary_lengths(batches, "input_ids") == batches
