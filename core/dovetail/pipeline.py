@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dovetail.errors import ConfigError, DovetailError, MissingDependencyError, build_message
+from dovetail.errors import ConfigError, DovetailError, build_message
 from dovetail.preflight import (
     CheckedConfig,
     ConfigSource,
@@ -34,9 +33,11 @@ from dovetail.run.checkpoint import (
 from dovetail.run.device import build_scaler, choose_device
 from dovetail.run.fit import FitParts, FitResult, Loop
 from dovetail.run.folder import check_same_run, create_run_folder, find_run
-from dovetail.run.loader import EpochLoader, build_loader, primary_input, take_batches, vary_lengths
+from dovetail.run.loader import EpochLoader, build_loader, primary_input
 from dovetail.run.losses import build_objective
 from dovetail.run.observer import RunObserver, RunPlan
+from dovetail.run.report import try_write_report
+from dovetail.run.samples import take_batches, vary_lengths
 from dovetail.run.schedule import LearningRate, build_optimizer, count_steps
 from dovetail.run.tracking import Tracking, read_metrics
 from dovetail.types import Collator, Recipe, RunInfo
@@ -186,7 +187,7 @@ class Job:
             if self._exporters and fitted.status != "interrupted":
                 bundle = self._export(_bundle_path(run_dir, fitted.progress.step))
             tracking.status = fitted.status
-        report = write_run_report(run_dir, self._config.run.name, fitted)
+        report = try_write_report(run_dir, self._config.run.name, _results_of(fitted))
         return TrainingResult(
             status=fitted.status,
             run_dir=run_dir,
@@ -315,20 +316,9 @@ class Job:
         )
 
 
-def write_run_report(run_dir: Path, name: str, fitted: FitResult) -> Path | None:
-    """Write the pictures of a run; whatever goes wrong with them is no failure of the run."""
-    from dovetail.run.report import write_report
-
-    results: dict[str, Any] = {"status": fitted.status, "optimizer steps": fitted.progress.step}
-    results |= {f"best {k}": v for k, v in (fitted.best_metrics or fitted.metrics).items()}
-    try:
-        return write_report(run_dir, name, results)
-    except MissingDependencyError:
-        return None
-    except Exception as err:
-        found = f"cannot be written: {type(err).__name__}: {err}"
-        warnings.warn(build_message(f"report of run {str(run_dir)!r}", found), stacklevel=2)
-        return None
+def _results_of(fitted: FitResult) -> dict[str, Any]:
+    best = {f"best {k}": v for k, v in (fitted.best_metrics or fitted.metrics).items()}
+    return {"status": fitted.status, "optimizer steps": fitted.progress.step, **best}
 
 
 def build_recipe(checked: CheckedConfig) -> Recipe | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -115,6 +116,22 @@ def write_report(run_dir: Path, title: str, results: Mapping[str, Any]) -> Path:
     path = run_dir / PAGE
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def try_write_report(run_dir: Path, title: str, results: Mapping[str, Any]) -> Path | None:
+    """Write the report of a run, as `write_report` does; no failure of it is one of the run.
+
+    Returns:
+        The page, or `None` where matplotlib is not installed or the report failed, with a warning.
+    """
+    try:
+        return write_report(run_dir, title, results)
+    except MissingDependencyError:
+        return None
+    except Exception as err:
+        found = f"cannot be written: {type(err).__name__}: {err}"
+        warnings.warn(build_message(f"report of run {str(run_dir)!r}", found), stacklevel=2)
+        return None
 
 
 def _to_svg(figure: Figure) -> str:

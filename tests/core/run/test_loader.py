@@ -26,8 +26,6 @@ from dovetail.run.loader import (
     mix_seed,
     name_tuple,
     primary_input,
-    take_batches,
-    vary_lengths,
 )
 
 CPU = torch.device("cpu")
@@ -389,62 +387,3 @@ def test_length_of_is_none_where_there_is_none(data: Any, length: int | None) ->
 
 
 # --- batches for the bundle
-
-
-@pytest.mark.parametrize(
-    ("split", "collator"),
-    [
-        (Rows(10), StackCollator()),
-        (Stream(10), StackCollator()),
-        (DataLoader(Rows(10), batch_size=10), None),
-        ([{"features": float(i)} for i in range(10)], StackCollator()),
-        ([(float(i), i) for i in range(10)], StackCollator()),
-    ],
-)
-def test_take_batches_gives_consecutive_samples_in_the_sizes_asked_for(
-    split: Any, collator: Any
-) -> None:
-    batches = take_batches(split, collator, "features", [1, 3, 2])
-    assert [b["features"].tolist() for b in batches] == [[0], [1, 2, 3], [4, 5]]
-
-
-@pytest.mark.parametrize(
-    ("split", "collator"),
-    [
-        (Rows(2), StackCollator()),
-        (Stream(2), StackCollator()),
-        (DataLoader(Rows(9), batch_size=2), None),
-    ],
-)
-def test_take_batches_repeats_samples_where_there_are_too_few(split: Any, collator: Any) -> None:
-    batches = take_batches(split, collator, "features", [1, 4])
-    assert [b["features"].tolist() for b in batches] == [[0], [1, 0, 1, 0]]
-
-
-def test_take_batches_names_the_tuples_of_a_users_loader() -> None:
-    own: DataLoader[Any] = DataLoader(
-        TensorDataset(torch.arange(3.0), torch.arange(3)), batch_size=3
-    )
-    (batch,) = take_batches(own, None, "pixels", [2])
-    assert {key: value.tolist() for key, value in batch.items()} == {
-        "pixels": [0, 1],
-        "labels": [0, 1],
-    }
-
-
-@pytest.mark.parametrize("is_left", [False, True])
-def test_vary_lengths_cuts_every_second_batch_of_fixed_length(is_left: bool) -> None:
-    tokens = torch.arange(20).reshape(2, 10)
-    mask = torch.ones_like(tokens)
-    mask[:, 0 if is_left else -1] = 0
-    batch = {"input_ids": tokens, "attention_mask": mask, "labels": torch.tensor([0, 1])}
-    whole, cut = vary_lengths([batch, batch], "input_ids")
-    assert whole is batch
-    assert torch.equal(cut["input_ids"], tokens[:, 5:] if is_left else tokens[:, :5])
-    assert cut["attention_mask"].all()
-    assert cut["labels"] is batch["labels"]
-
-
-def test_vary_lengths_leaves_batches_that_vary_already() -> None:
-    batches = [{"input_ids": torch.zeros(2, n, dtype=torch.int64)} for n in (3, 5)]
-    assert vary_lengths(batches, "input_ids") == batches
