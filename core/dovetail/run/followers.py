@@ -1,0 +1,198 @@
+"""Followers: they read the metric log and feed the trackers, each from a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from dovetail.errors import build_message
+from dovetail.run.tracking import MetricLog, parse_record
+from dovetail.types import Tracker
+
+
+class Follower:
+    """Feeds one tracker from the metric log, in a thread of its own.
+
+    What the tracker raises is retried a few times with growing pauses; then it is parked with one
+    warning. The log keeps everything either way.
+
+    Args:
+        name: The tracker's name, for messages.
+        tracker: Who is fed.
+        path: The metric log.
+        params: The run's settings, handed over first.
+        resumed_at_step: Optimizer step that a resumed run goes on from. A tracker with a method
+            `rewind(step)` drops what it has after it.
+        poll_s: Pause between two looks at the log, seconds.
+    """
+
+    NUM_TRIES = 4
+
+    def __init__(
+        self,
+        name: str,
+        tracker: Tracker,
+        path: Path,
+        params: Mapping[str, Any],
+        *,
+        resumed_at_step: int | None = None,
+        poll_s: float = 0.5,
+    ) -> None:
+        self.name = name
+        self.parked_by: str | None = None
+        """Why the tracker was given up, if it was."""
+        self._tracker = tracker
+        self._path = path
+        self._params = params
+        self._resumed_at_step = resumed_at_step
+        self._poll_s = poll_s
+        # How far it has come survives a crash; the log says what comes next.
+        self._cursor = path.with_name(f".{name.replace(':', '-')}.cursor")
+        self._offset = 0
+        self._status: str | None = None
+        self._wake = threading.Event()
+        self._given_up = threading.Event()
+        # A tracker that hangs must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name=f"dovetail-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow, from where this tracker had come to before a resume."""
+        with suppress(OSError, ValueError):  # no cursor yet, or a damaged one
+            self._offset = min(int(self._cursor.read_text()), self._path.stat().st_size)
+        self._thread.start()
+
+    def end(self, status: str) -> None:
+        """Say that the log is complete, so that the tracker gets the rest and is closed."""
+        self._status = status
+        self._wake.set()
+
+    def finish(self, status: str, timeout_s: float) -> None:
+        """Hand over the rest and close the tracker, waiting at most `timeout_s` seconds."""
+        self.end(status)
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            self._given_up.set()
+            self._park(f"did not finish within {timeout_s:g} s")
+
+    def _run(self) -> None:
+        try:
+            self._follow()
+        except Exception as err:  # the log itself was taken away
+            self._park(f"{type(err).__name__}: {err}")
+
+    def _follow(self) -> None:
+        rewind = getattr(self._tracker, "rewind", None)
+        if self._resumed_at_step is not None and rewind is not None:
+            self._try(lambda: rewind(self._resumed_at_step))
+        self._try(lambda: self._tracker.log_params(self._params))
+        is_last = False
+        while not is_last and self.parked_by is None:
+            self._wake.wait(self._poll_s)
+            # Looked at before the log is read, so that nothing written before it is missed.
+            is_last = self._status is not None
+            self._feed()
+        if self.parked_by is None:
+            self._try(lambda: self._tracker.close(self._status or "failed"))
+
+    def _feed(self) -> None:
+        start = self._offset
+        with self._path.open("rb") as file:
+            file.seek(start)
+            for line in file:
+                if not line.endswith(b"\n") or self._given_up.is_set():
+                    break
+                record = parse_record(line) or {}
+                metrics = record.get("metrics")
+                if metrics:
+                    self._try(lambda m=metrics, s=record["step"]: self._tracker.log(m, s))
+                if self.parked_by is not None:
+                    break
+                self._offset += len(line)
+        if self._offset != start:
+            # A full disk costs no more than a record that the tracker is given twice.
+            with suppress(OSError):
+                beside = self._cursor.with_name(f"{self._cursor.name}.partial")
+                beside.write_text(str(self._offset), encoding="ascii")
+                beside.replace(self._cursor)
+
+    def _try(self, call: Any) -> None:
+        if self.parked_by is not None:
+            return
+        for attempt in range(self.NUM_TRIES):
+            try:
+                call()
+                return
+            except BaseException as err:  # also a tracker that calls sys.exit
+                reason = f"{type(err).__name__}: {err}"
+                self._given_up.wait(0.05 * 4**attempt if attempt + 1 < self.NUM_TRIES else 0)
+        self._park(reason)
+
+    def _park(self, reason: str) -> None:
+        if self.parked_by is not None:
+            return
+        self.parked_by = reason
+        found = f"is parked: {reason}"
+        hint = f"The run goes on; every record stands in {self._path.name}."
+        warnings.warn(build_message(f"tracker {self.name!r}", found, action=hint), stacklevel=3)
+
+
+class Tracking:
+    """The metric log of a run and the followers that feed its trackers, opened and closed together.
+
+    Args:
+        directory: The run's folder.
+        trackers: Trackers by name.
+        params: The run's settings, handed to each tracker first.
+        resumed_at: Optimizer step and length of the log in bytes that a resumed run goes on from.
+    """
+
+    FLUSH_S = 30.0
+    """Seconds all trackers together get at the end of a run; who needs longer is parked."""
+
+    def __init__(
+        self,
+        directory: Path,
+        trackers: Mapping[str, Tracker],
+        params: Mapping[str, Any],
+        resumed_at: tuple[int, int] | None = None,
+    ) -> None:
+        self.log = MetricLog(directory)
+        self.status = "failed"
+        """How the run ended; whoever completes it says so."""
+        step, size_bytes = resumed_at or (None, None)
+        if size_bytes is not None:
+            self.log.rewind(size_bytes)
+        self._followers = [
+            Follower(name, tracker, self.log.path, params, resumed_at_step=step)
+            for name, tracker in trackers.items()
+        ]
+
+    def __enter__(self) -> Tracking:
+        for follower in self._followers:
+            follower.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(value, KeyboardInterrupt):
+            self.status = "interrupted"
+        record: dict[str, Any] = {"kind": "end", "status": self.status, "time": time.time()}
+        if value is not None:
+            record["error"] = f"{type(value).__name__}: {value}"
+        self.log.write(record)
+        for follower in self._followers:
+            follower.end(self.status)
+        deadline_s = time.monotonic() + self.FLUSH_S
+        for follower in self._followers:
+            follower.finish(self.status, max(0.0, deadline_s - time.monotonic()))
+        self.log.close()
