@@ -19,13 +19,17 @@ from torch import Tensor
 
 from dovetail.errors import ConfigError, DataError, ModelError, build_message
 from dovetail.imports import import_object
-from dovetail.signature import LABELS, primary_output
+from dovetail.run.targets import (
+    IGNORE_INDEX,
+    Items,
+    count_items,
+    count_targets,
+    get_labels,
+    get_targets,
+)
+from dovetail.signature import primary_output
 from dovetail.task import TaskKind, TaskSpec
 
-IGNORE_INDEX = -100
-"""Target that counts nowhere."""
-
-Items: TypeAlias = "int | Tensor"
 LossFunction: TypeAlias = Callable[[Any, Mapping[str, Tensor]], "tuple[Tensor, Items]"]
 MetricFunction: TypeAlias = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
@@ -154,69 +158,6 @@ def _check_scalar(loss: Any, where: str) -> None:
         raise ModelError(build_message(where, found, expected))
 
 
-def get_labels(batch: Mapping[str, Tensor], task: TaskSpec) -> Tensor:
-    """Return the targets of a batch.
-
-    Raises:
-        DataError: There are none.
-    """
-    labels = batch.get(LABELS)
-    if labels is None:
-        found = f"has the keys {', '.join(batch)}"
-        hint = "Give the samples labels, or set train.loss to a function of your own."
-        raise DataError(build_message("batch", found, f"{LABELS!r} for {task.kind}", hint))
-    return labels
-
-
-def get_targets(batch: Mapping[str, Tensor], task: TaskSpec) -> Tensor:
-    """Return the labels of a batch without those that no prediction belongs to.
-
-    A causal language model predicts each token from the one before it. Where that one is padding,
-    as before the first token of a row that is padded on the left, there is nothing to predict from:
-    the same rows give the same loss on whichever side they are padded.
-
-    Raises:
-        DataError: There are no labels.
-    """
-    labels = get_labels(batch, task)
-    mask = batch.get("attention_mask")
-    if task.kind != "causal_lm" or mask is None or mask.shape != labels.shape:
-        return labels
-    is_from_padding = F.pad(mask[:, :-1] == 0, (1, 0), value=False)
-    return labels.masked_fill(is_from_padding, IGNORE_INDEX)
-
-
-def count_items(kind: TaskKind, labels: Tensor) -> Items:
-    """Return how many items the mean loss of a batch runs over.
-
-    Args:
-        kind: The task's kind.
-        labels: The targets, as the loss takes them.
-
-    Returns:
-        A number, or a scalar int64 tensor on the labels' device where reading it would wait.
-    """
-    if kind == "causal_lm":
-        return _count_targets(labels[..., 1:])
-    if kind in ("masked_lm", "seq2seq"):
-        return _count_targets(labels)
-    if kind == "classification":
-        if not labels.is_floating_point():
-            return _count_targets(labels)
-        if labels.ndim > 1:
-            return labels.numel() // labels.shape[1]
-    return labels.shape[0]
-
-
-def _count_targets(targets: Tensor) -> Items:
-    if targets.device.type != "cpu":
-        return (targets != IGNORE_INDEX).sum()
-    # Most batches ignore nothing, which the least of them tells in a third of the time.
-    if targets.numel() and targets.min().item() >= 0:
-        return targets.numel()
-    return int((targets != IGNORE_INDEX).sum())
-
-
 def _classification(logits: Tensor, labels: Tensor) -> tuple[Tensor, Items]:
     # Class dimension 1, as torch has it: (batch, classes) or (batch, classes, height, width).
     if not labels.is_floating_point():
@@ -229,7 +170,7 @@ def _classification(logits: Tensor, labels: Tensor) -> tuple[Tensor, Items]:
 def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Items]:
     logits = _widen(logits)
     targets = targets if targets.dtype is torch.int64 else targets.long()
-    items = _count_targets(targets)
+    items = count_targets(targets)
     if isinstance(items, int) and items:
         return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX), items
     # A batch without a target has loss 0 and weight 0; torch's own mean would be 0/0.

@@ -11,7 +11,8 @@ from dovetail import TaskSpec
 from dovetail.config import parse_config
 from dovetail.run.evaluate import evaluate, evaluation_mode
 from dovetail.run.loader import EpochLoader, build_loader
-from dovetail.run.losses import IGNORE_INDEX, Objective, build_objective, perplexity
+from dovetail.run.losses import Objective, build_objective, perplexity
+from dovetail.run.targets import IGNORE_INDEX
 from dovetail.signature import build_call
 
 

@@ -16,13 +16,12 @@ from torch import Tensor
 from dovetail import TaskSpec
 from dovetail.errors import ConfigError, DataError, ModelError
 from dovetail.run.losses import (
-    IGNORE_INDEX,
     Objective,
     UserLoss,
     build_objective,
-    count_items,
     perplexity,
 )
+from dovetail.run.targets import IGNORE_INDEX, count_items
 
 Kind = str
 
