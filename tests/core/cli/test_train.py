@@ -38,8 +38,10 @@ def test_train_prints_lines_and_paths_when_piped(project: Any, run_cli: Run) -> 
     assert lines[3].startswith("epoch 1/2: train loss ")
     assert lines[4].startswith("epoch 2/2: train loss ")
     assert lines[6].startswith("completed: 8 steps in ")
-    assert lines[-2] == f"run   {where}"
-    assert lines[-1].startswith(f"best  {where}/checkpoints/step-00000")
+    paths = dict(line.split() for line in lines[-3:])
+    assert paths["run"] == where
+    assert paths["best"].startswith(f"{where}/checkpoints/step-00000")
+    assert paths["report"] == f"{where}/report.html"
     assert not ANSI.search(result.stdout + result.stderr)
 
 
@@ -47,7 +49,7 @@ def test_train_prints_lines_and_paths_when_piped(project: Any, run_cli: Run) -> 
 def test_train_prints_paths_alone_when_quiet(project: Any, run_cli: Run) -> None:
     result = run_cli("train", "tiny.toml", "--quiet", "model.kwargs.warn_at=2")
     assert result.exit_code == 0
-    assert [line.split()[0] for line in result.output.splitlines()] == ["run", "best"]
+    assert [line.split()[0] for line in result.output.splitlines()] == ["run", "best", "report"]
 
 
 def test_train_prints_nothing_when_it_is_not_the_first_process(
@@ -170,7 +172,8 @@ def test_train_prints_the_resuming_command_when_interrupted_and_quiet(
 ) -> None:
     result = run_cli("train", "tiny.toml", "-q", "model.kwargs.interrupt_at=2")
     assert result.exit_code == 130
-    assert [line.split()[0] for line in result.output.splitlines()] == ["run", "best", "resume"]
+    first_words = [line.split()[0] for line in result.output.splitlines()]
+    assert first_words == ["run", "best", "report", "resume"]
 
 
 def test_train_says_so_when_there_is_nothing_to_resume(project: Any, run_cli: Run) -> None:

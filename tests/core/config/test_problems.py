@@ -98,6 +98,11 @@ def test_nested_place_is_told_with_its_index(data: dict[Any, Any], expected: str
     assert expected in problem_of(data)
 
 
+def test_a_wrong_item_is_not_advised_away_with_its_whole_list() -> None:
+    problem = problem_of({"log": {"use": ["a", 5]}})
+    assert problem == "config log.use[1]: got 5; expected a string (backends of the log hook)."
+
+
 def test_unknown_section_lists_all_and_offers_the_nearest() -> None:
     assert problem_of({"modle": {}}) == (
         "config modle: unknown section (= {} (dict)); expected one of run, model, data, task, "
