@@ -158,6 +158,7 @@ def _help(command: click.Command, path: str, parent: click.Context | None) -> It
         parent=parent,
         max_content_width=90,
         terminal_width=90,
+        **command.context_settings,
     )
     yield f"## `{path}`"
     yield f"```text\n{command.get_help(context).rstrip()}\n```"

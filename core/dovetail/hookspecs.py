@@ -49,7 +49,7 @@ def dovetail_collate(task: TaskSpec, options: Any) -> Collator | None:
     """Make the collator that turns samples into batches.
 
     - **When:** before the data loaders are built.
-    - **How often:** once per run.
+    - **How often:** once per run; once more where `"auto"` has to ask every collator.
     - **Answers:** one. `collate.use = "auto"` takes the backend named like the task's modality; if
       there is none, every installed collator is asked, and exactly one must answer.
     - **Order:** wrappers in the order of `[run] plugins`, around the backend.

@@ -86,8 +86,14 @@ def check_config(
         path = Path(source)
         tables = read_config_file(path)
         directory = path.resolve().parent
-    tables = apply_overrides(tables, overrides)
-    config, problems = parse_config(tables)
+    config: TrainingConfig | None
+    problems: list[str] = []
+    if isinstance(source, TrainingConfig) and not overrides:
+        # As it is: tables have no word for the `None` that an argument of a factory may be.
+        config = source
+    else:
+        tables = apply_overrides(tables, overrides)
+        config, problems = parse_config(tables)
     # Options are checked even where other sections are wrong, so that one look shows it all.
     lenient = config or _readable_part(tables)
     registry = (registry or default_registry()).with_wrappers(lenient.run.plugins)
@@ -162,7 +168,8 @@ def build_model(checked: CheckedConfig, model: nn.Module | None) -> nn.Module:
     """Return the model given, or the one the config's factory makes.
 
     Raises:
-        ConfigError: There is neither, or the factory does not import, run, or return a module.
+        ConfigError: There is neither, or the factory does not import, does not take its
+            arguments, or returns no module. What it raises itself is not caught.
     """
     config = checked.config.model
     if model is None:
@@ -183,7 +190,8 @@ def build_splits(checked: CheckedConfig, data: Any) -> Splits:
     """Return the splits of the data given, or of the config's factory.
 
     Raises:
-        ConfigError: There is neither, or the factory does not import or run.
+        ConfigError: There is neither, or the factory does not import or does not take its
+            arguments. What it raises itself is not caught.
         DataError: What it returns is no split, or a split is empty.
     """
     if data is not None:

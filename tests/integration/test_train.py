@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import dovetail
 from dovetail import hookimpl
 from dovetail.errors import NonFiniteLossError
+from dovetail.preflight import check_config
 from dovetail.registry import Registry
 from dovetail.run.observer import RunObserver
 from dovetail.run.tracking import read_records
@@ -343,3 +344,57 @@ def test_train_goes_on_when_a_tracker_raises_always(train: Train, registry: Regi
     assert len(caught) == 1
     assert result.status == "completed"
     assert len(losses_of(result)) == 9
+
+
+class Augmented(Dataset[tuple[torch.Tensor, int]]):
+    """Draws noise for every sample, as augmentation does."""
+
+    def __init__(self, samples: Split) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        features, label = self._samples[index]
+        return features + 0.1 * torch.randn(6), label
+
+
+def test_train_resumes_to_the_bit_with_data_that_draw_at_random(
+    train: Train, splits: dict[str, Split]
+) -> None:
+    data = {**splits, "train": Augmented(splits["train"])}
+    whole = train(data=data)
+    interrupted = train(data=data, observer=InterruptAt(4))
+    resumed = train(data=data, resume=interrupted.run_dir)
+    assert losses_of(resumed) == losses_of(whole)
+
+
+class ShortLoader(DataLoader[Any]):
+    """Says that it has more batches than it gives."""
+
+    def __len__(self) -> int:
+        return super().__len__() + 1
+
+
+def test_train_steps_the_tail_of_a_loader_that_gives_less_than_its_length(
+    train: Train, splits: dict[str, Split]
+) -> None:
+    result = train("train.epochs=1", data=ShortLoader(splits["train"], batch_size=8))
+    steps = [r["items"] for r in read_records(result.run_dir) if r["kind"] == "step"]
+    assert steps == [32, 32, 27]
+
+
+def test_train_says_that_a_second_validation_split_is_not_used(
+    train: Train, splits: dict[str, Split]
+) -> None:
+    with pytest.warns(UserWarning, match="only 'validation' is evaluated"):
+        train("train.max_steps=1", data={**splits, "test": splits["validation"]})
+
+
+def test_train_takes_a_config_with_none_as_it_is(train: Train, tmp_path: Path) -> None:
+    config = dovetail.TrainingConfig.model_validate(
+        {"run": {"dir": str(tmp_path)}, "model": {"kwargs": {"width": None}}}
+    )
+    checked = check_config(config)
+    assert checked.config.model.kwargs == {"width": None}

@@ -23,7 +23,7 @@ from dovetail.run.checkpoint import Progress, checkpoint_path, prune, save_check
 from dovetail.run.device import build_autocast
 from dovetail.run.evaluate import evaluate
 from dovetail.run.interrupt import Interrupt
-from dovetail.run.loader import Batch, EpochLoader
+from dovetail.run.loader import Batch, EpochLoader, look_ahead
 from dovetail.run.losses import Objective
 from dovetail.run.observer import RunObserver
 from dovetail.run.schedule import LearningRate
@@ -192,6 +192,11 @@ class Loop:
                 self._close_window(has_stepped)
                 if interrupt.is_set or self._has_all_steps():
                     return is_final
+        if not self._micro_batch:
+            hint = "Check the data factory."
+            raise DataError(build_message("data split 'train'", "gave no batch", action=hint))
+        if accumulator.is_window_open:  # a loader that gives less than its length
+            self._close_window(accumulator.flush(model))
         return True
 
     def _bind(self, batch: Batch) -> Callable[[Batch], Any]:
@@ -202,19 +207,15 @@ class Loop:
         return self._call
 
     def _batches(self) -> Iterator[tuple[Batch, bool]]:
-        """Yield the batches of the epoch, each with whether it is the last.
-
-        One batch is read ahead, so that the end is known for data without a length too.
-        """
-        batches = self._parts.train_loader.iterate(self._epoch, self._micro_batch)
-        batch = next(batches, None)
-        if batch is None and self._micro_batch == 0:
-            hint = "Check the data factory."
-            raise DataError(build_message("data split 'train'", "gave no batch", action=hint))
-        while batch is not None:
-            following = next(batches, None)
-            yield batch, following is None
-            batch = following
+        """Return the batches of the epoch, each with whether it is the last."""
+        loader = self._parts.train_loader
+        batches = loader.iterate(self._epoch, self._micro_batch)
+        if not loader.is_length_exact:
+            return look_ahead(batches)
+        # Nothing is read ahead where the end is known: what a batch draws at random comes after
+        # the checkpoint before it.
+        total = loader.num_batches
+        return ((batch, n == total) for n, batch in enumerate(batches, self._micro_batch + 1))
 
     def _close_window(self, has_stepped: bool) -> None:
         window = self._parts.accumulator.last_window
@@ -233,9 +234,9 @@ class Loop:
         if window.grad_norm is not None:
             metrics["train/grad_norm"] = window.grad_norm
         self._write("step", items=window.items, metrics=metrics)
+        self._metrics.update(metrics)
         metrics["train/items"] = window.items  # an axis in the log, a number for the observer
         self._parts.observer.on_step(self._epoch, self._micro_batch, self._step, metrics)
-        self._metrics.update(metrics)
         self._parts.learning_rate.set_for(self._step)
         every = self._config.checkpoint_steps
         if every is not None and self._step % every == 0:

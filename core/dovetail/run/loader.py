@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,9 @@ def as_splits(data: Any, where: str = "data") -> Splits:
             found = f"has the splits {', '.join(map(repr, data))}"
             expected = f"'train' and one of {', '.join(map(repr, _VALIDATION_NAMES))}"
             raise DataError(build_message(where, found, expected))
+        if len(names) > 1:
+            found = f"has the splits {', '.join(map(repr, data))}; only {names[0]!r} is evaluated"
+            warnings.warn(build_message(where, found), stacklevel=2)
         splits = Splits(data["train"], data[names[0]] if names else None)
     elif isinstance(data, tuple) and len(data) == 2:
         splits = Splits(*data)
@@ -212,6 +216,12 @@ class EpochLoader:
             return -(-self._sampler.length // self._batch_size)
         return length_of(self.loader)
 
+    @property
+    def is_length_exact(self) -> bool:
+        """Whether `num_batches` is more than a guess, as it is for a stream."""
+        is_stream = isinstance(self.loader.dataset, IterableDataset)
+        return not is_stream and self.num_batches is not None
+
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch.
 
@@ -238,6 +248,15 @@ class EpochLoader:
                 next(batches, None)
             set_random_state(state)
         return batches if self._prepare is None else map(self._prepare, batches)
+
+
+def look_ahead(batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """Yield each batch with whether it is the last, of data whose length is not known."""
+    batch = next(batches, None)
+    while batch is not None:
+        following = next(batches, None)
+        yield batch, following is None
+        batch = following
 
 
 def build_loader(

@@ -321,7 +321,6 @@ SAMPLES = [{"features": 1.0}]
         ({"train": DATA, "val": SAMPLES}, DATA, SAMPLES),
         ({"train": DATA, "valid": SAMPLES}, DATA, SAMPLES),
         ({"train": DATA, "test": SAMPLES}, DATA, SAMPLES),
-        ({"train": DATA, "test": DATA, "validation": SAMPLES}, DATA, SAMPLES),
         ({"train": DATA, "validation": None}, DATA, None),
         ((DATA, SAMPLES), DATA, SAMPLES),
         ((DATA, None), DATA, None),
