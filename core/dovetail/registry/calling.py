@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
-from pydantic_core import to_jsonable_python
 
 from dovetail._markers import HOOKS, HookName, hook_function
 from dovetail.config import PluginOptions, explain
@@ -39,6 +36,7 @@ from dovetail.registry.loading import (
     missing_dependency,
     new_manager,
 )
+from dovetail.registry.lock import lock_row
 
 if TYPE_CHECKING:
     from torch import nn
@@ -322,24 +320,11 @@ class Registry:
     def lock(self, chosen: Mapping[HookName, Mapping[str, PluginOptions]]) -> list[dict[str, str]]:
         """Return what stands in `plugins.lock.json`: one row per chosen backend and wrapper."""
         rows = [
-            _lock_row(self.load(hook, name).info, options)
+            lock_row(self.load(hook, name).info, options)
             for hook in HOOKS
             for name, options in chosen.get(hook, {}).items()
         ]
-        return rows + [_lock_row(wrapper.info, None) for wrapper in self._load_wrappers()]
-
-
-def _lock_row(info: PluginInfo, options: PluginOptions | None) -> dict[str, str]:
-    # An option may be an object of the session, a tokenizer say, which no file can hold.
-    plain = {} if options is None else to_jsonable_python(options, fallback=lambda v: str(type(v)))
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-    return {
-        "hook": info.role,
-        "name": info.name,
-        "distribution": info.distribution,
-        "version": info.version,
-        "options_sha256": digest,
-    }
+        return rows + [lock_row(wrapper.info, None) for wrapper in self._load_wrappers()]
 
 
 def _article(kind: type) -> str:
