@@ -36,7 +36,7 @@ def compile_in_place(model: nn.Module, **settings: Any) -> None:
     Raises:
         RuntimeError: This torch does not compile on this interpreter or platform.
     """
-    model.compile(**settings)  # type: ignore[no-untyped-call,unused-ignore]  # untyped in 2.6
+    model.compile(**settings)  # type: ignore[no-untyped-call,unused-ignore]  # untyped in older torch
     compiled = getattr(model, _SLOT, None)
     if compiled is None:
         warn_eager(
@@ -203,11 +203,9 @@ def _strict_config() -> ExitStack:
     import torch._dynamo.config as dynamo_config
     import torch._functorch.config as functorch_config
 
-    limit = "fail_on_recompile_limit_hit"  # torch 2.6 has it under its older name
-    if not hasattr(dynamo_config, limit):
-        limit = "fail_on_cache_limit_hit"
+    settings = {"fail_on_recompile_limit_hit": True, "suppress_errors": False}
     stack = ExitStack()
-    stack.enter_context(dynamo_config.patch({limit: True, "suppress_errors": False}))
+    stack.enter_context(dynamo_config.patch(settings))
     # The probe runs the backward of a graph that is needed again, which a compiled backward that
     # recycles the forward's buffers refuses.
     lowering = (

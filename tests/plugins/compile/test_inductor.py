@@ -286,16 +286,18 @@ def test_compile_falls_back_when_the_backward_does_not_compile(is_dynamic: bool)
     assert Backends.compiled == 1  # the forward had compiled
 
 
-# Torch 2.6 warns of each call that it cannot trace; a later one does not.
-@pytest.mark.filterwarnings("ignore:Graph break due to unsupported builtin")
+# Torch 2.7 warns of each call that it cannot trace; a later one does not.
+UNTRACED = pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin")
+
+
+@UNTRACED
 def test_compile_restores_the_state_when_a_later_graph_does_not_compile() -> None:
     Backends.fail_forward_from = 2
     assert_falls_back(COUNTING, "planted in the forward", is_broken_up=True)
     assert Backends.calls == 1  # the first graph had run, and moved buffers and random state
 
 
-# Torch 2.6 warns of each call that it cannot trace; a later one does not.
-@pytest.mark.filterwarnings("ignore:Graph break due to unsupported builtin")
+@UNTRACED
 def test_compile_restores_the_state_when_a_later_backward_does_not_compile() -> None:
     Backends.fail_backward_from = 2
     assert_falls_back(AOT, "planted in the backward", is_broken_up=True)
