@@ -215,14 +215,23 @@ def _tidy(graph: Any, inputs: ExportInputs) -> None:
                 value.shape[axis] = names[str(size)]
 
 
+_CHATTY = (
+    "torch.onnx",
+    "torch.fx.experimental.recording",
+    "torch.fx.experimental.symbolic_shapes",
+)
+"""Loggers of torch that tell of an export what its error tells too."""
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep an export's chatter off the terminal; an error carries what matters of it."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    levels = [logger.level for logger in loggers]
     complaints = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(complaints):
-        logger.setLevel(logging.CRITICAL)
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
         try:
             with warnings.catch_warnings():
                 # An RNN rewrites its list of weights with the same tensors.
@@ -230,7 +239,8 @@ def _quiet() -> Iterator[None]:
                 warnings.filterwarnings("ignore", message, UserWarning)
                 yield
         finally:
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
     sys.stderr.write(complaints.getvalue())  # warnings, of an export that went well
 
 
