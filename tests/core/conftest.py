@@ -9,11 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-
-# Properties are about values: how long an example takes says something about the machine alone.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 
 class Site:
