@@ -156,7 +156,8 @@ class Job:
         self._device = choose_device(self._config.train.device)
         self._recipe = None if model is not None else build_recipe(checked)
         seed_everything(self._config.run.seed)
-        torch.use_deterministic_algorithms(self._config.run.deterministic)
+        if self._config.run.deterministic:  # never off: it may be the caller's own wish
+            torch.use_deterministic_algorithms(True)
         self._model = build_model(checked, model).to(self._device)
         self._splits = build_splits(checked, data)
         self._collator = None if self._splits.has_own_loaders else self._build_collator()
