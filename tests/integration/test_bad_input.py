@@ -135,7 +135,8 @@ def test_data_of_the_wrong_form_say_what_was_found(
 
 def test_batch_whose_shapes_disagree_is_refused(refuse: Refuse, splits: dict[str, Samples]) -> None:
     uneven = [(torch.zeros(6 + i % 2), y) for i, (_, y) in enumerate(splits["train"])]
-    refuse(Exception, data=uneven)
+    message = refuse(DataError, data=uneven, registry=Registry())
+    assert "collator 'tabular' samples[...]['features']: shapes (6,), (7,) in one batch" in message
 
 
 def test_labels_outside_the_classes_name_the_range(

@@ -77,7 +77,7 @@ class Window:
         # several ranks each backward must run all the same: the others wait for it.
         if self._num_ranks > 1 or isinstance(size, Tensor) or size > 0:
             seed = None if self._is_plain else self._seed(size, scaled_loss)
-            scaled_loss.backward(seed)  # type: ignore[no-untyped-call]
+            scaled_loss.backward(seed)  # type: ignore[no-untyped-call]  # torch leaves it untyped
             self._losses.append(loss.detach())
             self._sizes.append(size)
         self.count += 1

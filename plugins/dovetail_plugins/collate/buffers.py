@@ -95,6 +95,7 @@ class _Slot:
 
     def holders(self) -> tuple[int, int]:
         # The first number counts tensors, the second the Python objects of the storage itself.
+        # Private, and in the stubs of some releases only; `_counts_holders` has tried it.
         count = torch._C._storage_Use_Count(self.storage._cdata)  # type: ignore[attr-defined, unused-ignore]
         return count, sys.getrefcount(self.storage)
 

@@ -78,7 +78,8 @@ class PixelNormalize(nn.Module):
         return {"mean": list(self._mean), "std": list(self._std)}
 
     def _apply(self, fn: Any, recurse: bool = True) -> PixelNormalize:
-        # `model.half()` must not round the statistics: pixels are normalised in float32.
+        # `model.half()` must not round the statistics: pixels are normalised in float32. The
+        # method of nn.Module is typed in some releases of torch only.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call, unused-ignore]
         device = self.mean.device
         self.mean = _per_channel(self._mean).to(device)
