@@ -12,6 +12,9 @@ PROJECT: Final = "dovetail"
 API_VERSION: Final = 1
 """Version of the contract between the core and its plugins (`dovetail_api`)."""
 
+OLDEST_API_VERSION: Final = 1
+"""Oldest contract whose plugins this core still takes."""
+
 HookName: TypeAlias = Literal["compile", "collate", "accumulate", "log", "export"]
 
 HOOKS: Final[tuple[HookName, ...]] = ("compile", "collate", "accumulate", "log", "export")

@@ -47,6 +47,10 @@ class MissingDependencyError(PluginError):
     """A plugin needs a package that is not installed."""
 
 
+class LockError(PluginError, ConfigError):
+    """The plugins are not the ones that a lock names."""
+
+
 class DataError(DovetailError, ValueError):
     """Samples, batches or labels do not fit together or do not fit the task."""
 
@@ -77,6 +81,10 @@ class ExportError(DovetailError):
 
 class BundleError(DovetailError):
     """A bundle is incomplete, was changed, or disagrees with the model it came from."""
+
+
+class DovetailDeprecationWarning(DeprecationWarning):
+    """A plugin uses a part of the contract that a later release takes away."""
 
 
 def build_message(where: str, found: str, expected: str = "", action: str = "") -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dovetail._markers import hookspec
+from dovetail.deprecations import warnings_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from dovetail.types import Accumulator, Collator, Exporter, RunInfo, Tracker
 
 
-@hookspec(firstresult=True)
+@hookspec(firstresult=True, **warnings_of("dovetail_compile"))
 def dovetail_compile(model: nn.Module, task: TaskSpec, options: Any) -> nn.Module | None:
     """Make the model faster without changing what it computes.
 
@@ -44,7 +45,7 @@ def dovetail_compile(model: nn.Module, task: TaskSpec, options: Any) -> nn.Modul
     """
 
 
-@hookspec(firstresult=True)
+@hookspec(firstresult=True, **warnings_of("dovetail_collate"))
 def dovetail_collate(task: TaskSpec, options: Any) -> Collator | None:
     """Make the collator that turns samples into batches.
 
@@ -65,7 +66,7 @@ def dovetail_collate(task: TaskSpec, options: Any) -> Collator | None:
     """
 
 
-@hookspec(firstresult=True)
+@hookspec(firstresult=True, **warnings_of("dovetail_accumulate"))
 def dovetail_accumulate(
     model: nn.Module, optimizer: Optimizer, scaler: GradScaler | None, options: Any
 ) -> Accumulator | None:
@@ -90,7 +91,7 @@ def dovetail_accumulate(
     """
 
 
-@hookspec(firstresult=True)
+@hookspec(firstresult=True, **warnings_of("dovetail_log"))
 def dovetail_log(run: RunInfo, options: Any) -> Tracker | None:
     """Make a tracker that follows the run's metric log.
 
@@ -111,7 +112,7 @@ def dovetail_log(run: RunInfo, options: Any) -> Tracker | None:
     """
 
 
-@hookspec(firstresult=True)
+@hookspec(firstresult=True, **warnings_of("dovetail_export"))
 def dovetail_export(task: TaskSpec, options: Any) -> Exporter | None:
     """Make an exporter for one format.
 

@@ -17,11 +17,15 @@ from dovetail.preflight import (
     CheckedConfig,
     ConfigSource,
     build_model,
+    build_recipe,
     build_splits,
+    check_collator,
     check_config,
     check_monitor,
     try_one_batch,
 )
+from dovetail.registry.lock import check_lock, read_lock
+from dovetail.run.agreement import WorkerCheck, check_ranks
 from dovetail.run.checkpoint import (
     Progress,
     last_checkpoint,
@@ -41,7 +45,7 @@ from dovetail.run.report import try_write_report
 from dovetail.run.samples import take_batches, vary_lengths
 from dovetail.run.schedule import LearningRate, build_optimizer, count_steps
 from dovetail.run.tracking import read_metrics
-from dovetail.types import Collator, Recipe, RunInfo
+from dovetail.types import Collator, RunInfo
 
 if TYPE_CHECKING:
     from dovetail.bundle import BundleReport
@@ -107,6 +111,7 @@ def train(
     model: nn.Module | None = None,
     data: Any = None,
     resume: str | Path | None = None,
+    frozen: str | Path | None = None,
     registry: Registry | None = None,
     observer: RunObserver | None = None,
 ) -> TrainingResult:
@@ -119,6 +124,7 @@ def train(
         data: Splits, in place of `[data] factory`: a mapping with "train" and "validation", a pair,
             or one data set; each a data set or a `DataLoader` of your own.
         resume: Folder of a run to go on with, or "latest".
+        frozen: A `plugins.lock.json`, or a run's folder: run with exactly these plugins.
         registry: Where backends come from; the process's own without it.
         observer: Hears of the run's progress.
 
@@ -127,12 +133,16 @@ def train(
 
     Raises:
         ConfigError: Something in the config or the arguments does not fit. Nothing was written.
+        LockError: The plugins are not those of `frozen`.
         DataError: Data or labels do not fit.
         ModelError: The model does not take the data, or its output does not fit the loss.
         RunError: The run cannot start or go on.
         ExportError: No format could be exported; the checkpoints are there.
     """
     checked = check_config(config, overrides, registry=registry)
+    if frozen is not None:
+        expected = read_lock(Path(frozen))
+        check_lock(expected, checked.lock(), f"lock {str(frozen)!r}")
     return Job(checked, model, data, observer or RunObserver()).run(resume)
 
 
@@ -153,6 +163,8 @@ class Job:
         self._config = checked.config
         self._registry = checked.registry
         self._observer = observer
+        self._lock = checked.lock()
+        check_ranks(self._lock)
         self._device = choose_device(self._config.train.device)
         self._recipe = None if model is not None else build_recipe(checked)
         seed_everything(self._config.run.seed)
@@ -172,9 +184,7 @@ class Job:
         start_s = time.perf_counter()
         resumed_dir, progress = self._find_start(resume)
         parts, plan = self._prepare(progress)
-        run_dir = resumed_dir or create_run_folder(
-            self._config, self._registry.lock(self._checked.backends)
-        )
+        run_dir = resumed_dir or create_run_folder(self._config, self._lock)
         with self._open_tracking(run_dir, progress, is_new=resumed_dir is None) as tracking:
             if resumed_dir is not None:
                 checkpoint = last_checkpoint(run_dir)
@@ -208,7 +218,7 @@ class Job:
         if resume is None:
             return None, Progress()
         run_dir = find_run(self._config.run, resume)
-        check_same_run(self._config, run_dir, _FIXED_ON_RESUME)
+        check_same_run(self._config, self._lock, run_dir, _FIXED_ON_RESUME)
         progress = load_progress(last_checkpoint(run_dir))
         is_trained = progress.epoch >= self._config.train.epochs
         if is_trained and (not self._exporters or (run_dir / "bundle").exists()):
@@ -277,7 +287,10 @@ class Job:
         if self._checked.collator_error is not None:
             raise self._checked.collator_error
         ((name, options),) = self._checked.options("collate").items()
-        return self._registry.collate(name, self._config.task, options)
+        collator = self._registry.collate(name, self._config.task, options)
+        where = self._registry.load("collate", name).info.where
+        check_collator(collator, self._config.data.num_workers, where)
+        return collator
 
     def _find_transform(self) -> tuple[str, nn.Module] | None:
         module = getattr(self._collator, "device_transform", None)
@@ -286,8 +299,15 @@ class Job:
         return primary_input(self._config.task), module.to(self._device).eval()
 
     def _build_loader(self, split: Any, *, is_training: bool) -> EpochLoader:
+        names = [] if self._collator is None else self._checked.options("collate")
+        checks = [WorkerCheck.of(self._registry.load("collate", n).info, self._lock) for n in names]
         return build_loader(
-            split, self._config, self._collator, self._device, is_training=is_training
+            split,
+            self._config,
+            self._collator,
+            self._device,
+            is_training=is_training,
+            worker_check=next(iter(checks), None),
         )
 
     def _export(self, destination: Path) -> BundleReport:
@@ -323,23 +343,7 @@ def _results_of(fitted: FitResult) -> dict[str, Any]:
     return {"status": fitted.status, "optimizer steps": fitted.progress.step, **best}
 
 
-def build_recipe(checked: CheckedConfig) -> Recipe | None:
-    """Return how the config's model is built again in another process."""
-    config = checked.config.model
-    if config.factory is None:
-        return None
-    return Recipe(config.factory, dict(config.kwargs), _source_dir(config.factory, checked))
-
-
 def _bundle_path(run_dir: Path, step: int) -> Path:
     """Return where the bundle goes; a run that was trained on keeps its earlier one."""
     path = run_dir / "bundle"
     return path.with_name(f"bundle-step-{step:06d}") if path.exists() else path
-
-
-def _source_dir(factory: str, checked: CheckedConfig) -> Path | None:
-    if checked.directory is None:
-        return None
-    top = factory.partition(":")[0].partition(".")[0]
-    candidates = (checked.directory / f"{top}.py", checked.directory / top / "__init__.py")
-    return checked.directory if any(path.is_file() for path in candidates) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -21,6 +20,7 @@ from dovetail import hookimpl
 from dovetail.errors import NonFiniteLossError
 from dovetail.preflight import check_config
 from dovetail.registry import Registry
+from dovetail.registry.lock import read_lock
 from dovetail.run.observer import RunObserver
 from dovetail.run.tracking import read_records
 
@@ -58,7 +58,7 @@ def test_train_learns_and_returns_metrics_paths_and_model(train: Train) -> None:
     assert (result.best_checkpoint / "model.safetensors").is_file()
     assert len(result.metrics["train/loss"]) == 8 * 3 + 8
     assert (result.run_dir / "config.toml").is_file()
-    lock = json.loads((result.run_dir / "plugins.lock.json").read_text())
+    lock = read_lock(result.run_dir)
     assert {(row["hook"], row["name"]) for row in lock} >= {
         ("collate", "tabular"),
         ("accumulate", "exact"),

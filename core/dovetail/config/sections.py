@@ -55,6 +55,12 @@ class RunConfig(Section):
     """Use deterministic kernels only; slower, and an error where there is none."""
     plugins: tuple[str, ...] = ()
     """Wrapper plugins around the hooks, the first outermost."""
+    plugin_autoload: bool | None = None
+    """Whether every installed distribution may offer plugins, as it may without this key; false
+    leaves dovetail's own and those of `plugin_allow`. `DOVETAIL_PLUGIN_AUTOLOAD` overrules it."""
+    plugin_allow: tuple[str, ...] | None = None
+    """Distributions, or `distribution:name`, that may offer plugins beside dovetail's own; all
+    others may not. `DOVETAIL_PLUGIN_ALLOW`, a list with commas, overrules it."""
 
 
 class ModelConfig(Section):

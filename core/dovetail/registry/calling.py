@@ -8,35 +8,32 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from dovetail._markers import HOOKS, HookName, hook_function
+from dovetail._markers import HOOKS, PROJECT, HookName, hook_function
 from dovetail.config import PluginOptions, explain
 from dovetail.errors import (
-    BrokenPluginError,
     ConfigError,
     DovetailError,
-    PluginConflictError,
     PluginError,
     UnknownPluginError,
     build_message,
-    did_you_mean,
     join_problems,
 )
+from dovetail.registry.admission import Admission, read_environment
+from dovetail.registry.chain import HookCall, call_chain
+from dovetail.registry.finding import find_plugin
 from dovetail.registry.listing import (
     RESERVED,
     ROLES,
+    SESSION,
     PluginInfo,
     Role,
     list_entry_points,
     sort_plugins,
 )
-from dovetail.registry.loading import (
-    Backend,
-    import_plugin,
-    load_backend,
-    missing_dependency,
-    new_manager,
-)
-from dovetail.registry.lock import lock_row
+from dovetail.registry.loading import Backend, import_plugin, load_backend
+from dovetail.registry.lock import core_row, lock_row
+from dovetail.registry.ordering import order_wrappers
+from dovetail.registry.parts import check_keys, check_part, with_article
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,8 +42,6 @@ if TYPE_CHECKING:
 
     from dovetail.task import TaskSpec
     from dovetail.types import Accumulator, Collator, Exporter, RunInfo, Tracker
-
-_SESSION = "this session"
 
 
 class Registry:
@@ -58,17 +53,33 @@ class Registry:
 
     Args:
         wrappers: Wrapper plugins around every hook, the first outermost.
+        admission: Which distributions may offer plugins; what it leaves open, the environment
+            variables `DOVETAIL_PLUGIN_AUTOLOAD` and `DOVETAIL_PLUGIN_ALLOW` decide.
+
+    Attributes:
+        history: Every hook call so far, as it went.
     """
 
-    def __init__(self, wrappers: Sequence[str] = ()) -> None:
+    def __init__(self, wrappers: Sequence[str] = (), admission: Admission | None = None) -> None:
+        self.history: list[HookCall] = []
         self._wrappers = tuple(wrappers)
+        self._own_admission = admission or Admission()
+        self._admission = self._own_admission.over(read_environment())
         self._installed: list[PluginInfo] | None = None
         self._registered: dict[PluginInfo, object] = {}
         self._loaded: dict[PluginInfo, Backend] = {}
 
-    def with_wrappers(self, wrappers: Sequence[str]) -> Registry:
-        """Return a registry of the same plugins with `wrappers` around every hook."""
-        other = Registry(wrappers)
+    def with_wrappers(
+        self, wrappers: Sequence[str], admission: Admission | None = None
+    ) -> Registry:
+        """Return a registry of the same plugins with `wrappers` around every hook.
+
+        Args:
+            wrappers: In place of those of this registry.
+            admission: What a config says; it decides what nobody else did.
+        """
+        other = Registry(wrappers, self._own_admission)
+        other._admission = other._admission.over(admission or Admission())
         other._installed, other._registered = self._installed, self._registered
         other._loaded = self._loaded
         return other
@@ -91,7 +102,7 @@ class Registry:
         if name in RESERVED:
             found = f"got {name!r}, which has a meaning of its own in a config"
             raise ConfigError(build_message("argument name", found, "another name"))
-        info = PluginInfo(hook, name, _SESSION, "", type(plugin).__name__)
+        info = PluginInfo(hook, name, SESSION, "", type(plugin).__name__)
         backend = load_backend(info, plugin)
         for other in [p for p in self._registered if (p.role, p.name) == (hook, name)]:
             del self._registered[other]
@@ -99,11 +110,20 @@ class Registry:
         self._registered[info] = plugin
 
     def list_plugins(self, role: Role | None = None) -> list[PluginInfo]:
-        """Return all plugins, or those of one role, without importing any."""
+        """Return the plugins that may be seen, or those of one role, without importing any.
+
+        Raises:
+            ConfigError: The list of who may be seen names what is not installed.
+        """
+        admitted = [p for p in self._list_installed() if self._admission.admits(p)]
+        everyone = sort_plugins([*self._registered, *admitted])
+        return [p for p in everyone if role is None or p.role == role]
+
+    def _list_installed(self) -> list[PluginInfo]:
         if self._installed is None:
             self._installed = list_entry_points()
-        everyone = sort_plugins([*self._registered, *self._installed])
-        return [p for p in everyone if role is None or p.role == role]
+        self._admission.check(self._installed)
+        return self._installed
 
     def find(self, role: Role, name: str) -> PluginInfo:
         """Return the plugin that `name`, plain or as `distribution:name`, means.
@@ -112,31 +132,12 @@ class Registry:
             UnknownPluginError: There is none; the message lists the choices and the nearest.
             PluginConflictError: Two distributions offer the name.
         """
-        candidates = self.list_plugins(role)
-        matches = [p for p in candidates if p.is_named(name)]
-        session = [p for p in matches if p in self._registered]
+        session = [p for p in self._registered if p.role == role and p.is_named(name)]
         if session:
             return session[0]
-        if len(matches) == 1:
-            return matches[0]
-        where = "config run.plugins" if role == "wrap" else f"config {role}.use"
-        if not matches:
-            choices = [p.name for p in candidates]
-            expected = f"one of {', '.join(dict.fromkeys(choices)) or '(none is installed)'}"
-            hint = did_you_mean(name, choices) or self._elsewhere(name)
-            hint = hint or f"Install a plugin that offers it; `dovetail plugins {role}` lists them."
-            found = f"no plugin is called {name!r}"
-            raise UnknownPluginError(build_message(where, found, expected, hint))
-        owners = [f"{p.distribution} {p.version}" for p in matches]
-        choice = " or ".join(f'"{p.distribution}:{p.name}"' for p in matches)
-        found = f"{name!r} is offered by {' and by '.join(owners)}"
-        raise PluginConflictError(build_message(where, found, "one of them", f"Write {choice}."))
-
-    def _elsewhere(self, name: str) -> str:
-        roles = [p.role for p in self.list_plugins() if p.is_named(name)]
-        if roles[:1] == ["wrap"]:
-            return f"{name!r} wraps hooks: name it in run.plugins."
-        return f"{name!r} is a plugin of the {roles[0]} hook." if roles else ""
+        admitted = self.list_plugins()
+        installed = self._list_installed()
+        return find_plugin(role, name, admitted, installed, self._admission.reason())
 
     def load(self, role: Role, name: str) -> Backend:
         """Import and check the plugin that `name` means.
@@ -179,11 +180,17 @@ class Registry:
             raise PluginError(build_message(backend.info.where, found)) from err
 
     def compile(self, name: str, model: nn.Module, task: TaskSpec, options: Any) -> nn.Module:
-        """Call `dovetail_compile` of one backend."""
+        """Call `dovetail_compile` of one backend.
+
+        Raises:
+            BrokenPluginError: The keys of the model's `state_dict` became others.
+        """
         from torch import nn
 
+        before = list(model.state_dict())
         arguments = {"model": model, "task": task, "options": options}
         part: nn.Module = self._call("compile", name, arguments, nn.Module)
+        check_keys(part, before, self.load("compile", name).info.where)
         return part
 
     def collate(self, name: str, task: TaskSpec, options: Any) -> Collator:
@@ -243,8 +250,10 @@ class Registry:
         installed = [p for p in self.list_plugins("collate") if not p.is_reserved]
         names = [p.name for p in installed]
         if task.modality in names:
-            name = task.modality
-            return name, self.build_options("collate", name, tables.get(name, {}), config_dir)
+            name = self.default_name("collate", task.modality)
+            return name, self.build_options(
+                "collate", name, tables.get(task.modality, {}), config_dir
+            )
         claims: list[tuple[str, PluginOptions]] = []
         failures: list[str] = []
         for name in dict.fromkeys(names):
@@ -265,11 +274,18 @@ class Registry:
         hint = hint or "Set collate.use to one of them, or install a collator for it."
         raise UnknownPluginError(build_message("config task.modality", found, expected, hint))
 
-    def chain_names(self, hook: HookName, name: str) -> list[str]:
+    def default_name(self, role: Role, name: str) -> str:
+        """Return how a backend is called that nobody chose: ours, whoever else took its name."""
+        matches = [p for p in self.list_plugins(role) if p.is_named(name)]
+        has_rivals = len(matches) > 1 and not any(p in self._registered for p in matches)
+        is_ours = any(p.distribution == PROJECT for p in matches)
+        return f"{PROJECT}:{name}" if has_rivals and is_ours else name
+
+    def chain(self, hook: HookName, name: str) -> list[PluginInfo]:
         """Return what a call would run, the outermost wrapper first, the backend last."""
         function = hook_function(hook)
-        around = [w.info.name for w in self._load_wrappers() if function in w.options_models]
-        return [*around, self.load(hook, name).info.name]
+        around = [w.info for w in self._load_wrappers() if function in w.options_models]
+        return [*around, self.load(hook, name).info]
 
     def _call(
         self, hook: HookName, name: str, arguments: dict[str, Any], kind: type, asked: str = ""
@@ -280,59 +296,29 @@ class Registry:
         if part is None:
             found = "answered None" + (f" for the modality {asked!r}" if asked else "")
             hint = f"Choose another backend: {hook}.use."
-            raise PluginError(build_message(where, found, _article(kind), hint))
-        if not isinstance(part, kind):
-            lacking = [m for m in _members(kind) if not hasattr(part, m)]
-            found = f"answered a {type(part).__name__}"
-            found += f" without {', '.join(lacking)}" if lacking else ""
-            raise BrokenPluginError(build_message(where, found, _article(kind)))
+            raise PluginError(build_message(where, found, with_article(kind), hint))
+        check_part(part, kind, where)
         return part
 
     def _chain(self, hook: HookName, backend: Backend, arguments: dict[str, Any]) -> Any:
-        """Call one backend with the wrappers around it; name whoever raises."""
-        manager = new_manager()
-        manager.register(backend.plugin, name=backend.info.name)
-        # pluggy calls what was registered last first, so that the first named ends up outermost.
-        wrappers = self._load_wrappers()
-        for wrapper in reversed(wrappers):
-            manager.register(wrapper.plugin, name=f"wrap:{wrapper.info.name}")
-        try:
-            return getattr(manager.hook, hook_function(hook))(**arguments)
-        except DovetailError:
-            raise
-        except ModuleNotFoundError as err:
-            raise missing_dependency(backend.info, err) from err
-        except (Exception, SystemExit) as err:
-            where = f"{backend.info.where} hook {hook_function(hook)}"
-            found = f"raised {type(err).__name__}: {err}"
-            if wrappers:
-                found += f" (wrapped by {', '.join(w.info.name for w in wrappers)})"
-            raise PluginError(build_message(where, found)) from err
+        answer, record = call_chain(hook, backend, self._load_wrappers(), arguments)
+        self.history.append(record)
+        return answer
 
     def _load_wrappers(self) -> list[Backend]:
-        """Return the wrappers, the first outermost; one that is named twice wraps once."""
+        """Return the wrappers, the outermost first; one that is named twice wraps once."""
         loaded: dict[int, Backend] = {}
         for name in self._wrappers:
             backend = self.load("wrap", name)
             loaded.setdefault(id(backend.plugin), backend)
-        return list(loaded.values())
+        return order_wrappers(list(loaded.values()))
 
     def lock(self, chosen: Mapping[HookName, Mapping[str, PluginOptions]]) -> list[dict[str, str]]:
-        """Return what stands in `plugins.lock.json`: one row per chosen backend and wrapper."""
+        """Return the rows of `plugins.lock.json`: dovetail, each backend, each wrapper."""
         rows = [
             lock_row(self.load(hook, name).info, options)
             for hook in HOOKS
             for name, options in chosen.get(hook, {}).items()
         ]
-        return rows + [lock_row(wrapper.info, None) for wrapper in self._load_wrappers()]
-
-
-def _article(kind: type) -> str:
-    return f"an {kind.__name__}" if kind.__name__[0] in "AEIOU" else f"a {kind.__name__}"
-
-
-def _members(kind: type) -> list[str]:
-    """Return the public members of a protocol; a class has too many to be listed."""
-    if not getattr(kind, "_is_protocol", False):
-        return []
-    return sorted(n for n in vars(kind) if not n.startswith("_") or n == "__call__")
+        wrappers = [lock_row(wrapper.info, None) for wrapper in self._load_wrappers()]
+        return [core_row(), *rows, *wrappers]

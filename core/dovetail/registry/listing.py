@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -17,6 +17,16 @@ ROLES: tuple[Role, ...] = (*HOOKS, "wrap")
 
 RESERVED = ("off", "auto")
 """Names that mean something else in a config, so that nobody could choose a plugin by them."""
+
+SESSION = "this session"
+"""Stands for the distribution of a plugin that was registered by code."""
+
+KNOWN_CONTRIB: Mapping[tuple[Role, str], str] = {
+    ("log", "mlflow"): "dovetail-mlflow",
+    ("export", "openvino"): "dovetail-openvino",
+    ("wrap", "timing"): "dovetail-timing",
+}
+"""Distributions of this project that are installed apart, by what they offer."""
 
 _DISTRIBUTIONS = {
     "PIL": "pillow",
@@ -125,8 +135,10 @@ def is_hook(role: Role) -> bool:
 
 
 __all__ = [
+    "KNOWN_CONTRIB",
     "RESERVED",
     "ROLES",
+    "SESSION",
     "HookName",
     "PluginInfo",
     "Role",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from dovetail import hookspecs
 from dovetail._markers import (
     API_VERSION,
     HOOKS,
+    OLDEST_API_VERSION,
     PROJECT,
     WRAPPER_GROUP,
     HookName,
@@ -30,6 +30,7 @@ from dovetail.errors import (
     did_you_mean,
 )
 from dovetail.registry.listing import PluginInfo, distribution_of, extra_for
+from dovetail.registry.places import place_of, place_of_error
 
 _FUNCTIONS = tuple(hook_function(hook) for hook in HOOKS)
 
@@ -44,6 +45,10 @@ class Backend:
     """Options model of each hook function it implements."""
     summary: str
     """First line of its documentation."""
+    before: tuple[str, ...] = ()
+    """Wrappers that this one must be around (`dovetail_before`)."""
+    after: tuple[str, ...] = ()
+    """Wrappers that must be around this one (`dovetail_after`)."""
 
     def options_model(self, hook: HookName) -> type[PluginOptions]:
         """Return the options model of its implementation of `hook`."""
@@ -71,7 +76,7 @@ def import_plugin(info: PluginInfo) -> object:
     except KeyboardInterrupt:
         raise
     except BaseException as err:  # a plugin may even call sys.exit while it is imported
-        found = f"{info.value} does not import: {type(err).__name__}: {err}{_place(err)}"
+        found = f"{info.value} does not import: {type(err).__name__}: {err}{place_of_error(err)}"
         hint = f"Mend or remove it: pip uninstall {info.distribution}"
         raise BrokenPluginError(build_message(info.where, found, action=hint)) from err
     return plugin
@@ -106,7 +111,7 @@ def load_backend(info: PluginInfo, plugin: object) -> Backend:
     """
     _check_api(info, plugin)
     if isinstance(plugin, type):
-        found = f"{info.value} is a class"
+        found = f"{info.value} is a class{place_of(plugin)}"
         hint = "Make an instance in its module and name that."
         raise BrokenPluginError(build_message(info.where, found, "a module or an instance", hint))
     functions = dict(_hook_functions(info, plugin))
@@ -121,7 +126,8 @@ def load_backend(info: PluginInfo, plugin: object) -> Backend:
     _check_role(info, functions)
     models = {name: _options_model(info, name, function) for name, function in functions.items()}
     doc = inspect.getdoc(plugin) or ""
-    return Backend(info, plugin, models, doc.strip().split("\n")[0])
+    before, after = (_wished_order(info, plugin, word) for word in ("before", "after"))
+    return Backend(info, plugin, models, doc.strip().split("\n")[0], before, after)
 
 
 def new_manager() -> pluggy.PluginManager:
@@ -131,40 +137,61 @@ def new_manager() -> pluggy.PluginManager:
     return manager
 
 
+def _wished_order(info: PluginInfo, plugin: object, word: str) -> tuple[str, ...]:
+    attribute = f"{PROJECT}_{word}"
+    names = getattr(plugin, attribute, ())
+    if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+        found = f"{attribute} is {names!r}{place_of(plugin)}"
+        raise BrokenPluginError(build_message(info.where, found, "a tuple of wrappers' names"))
+    return tuple(names)
+
+
 def _check_api(info: PluginInfo, plugin: object) -> None:
     api = getattr(plugin, f"{PROJECT}_api", API_VERSION)
     if isinstance(api, bool) or not isinstance(api, int) or api < 1:
-        found = f"{PROJECT}_api is {api!r}"
+        found = f"{PROJECT}_api is {api!r}{place_of(plugin)}"
         raise BrokenPluginError(build_message(info.where, found, f"an integer <= {API_VERSION}"))
+    written = f"was written for API {api} of {PROJECT}"
     if api > API_VERSION:
-        found = f"was written for API {api} of {PROJECT}; this {PROJECT} has {API_VERSION}"
+        found = f"{written}; this {PROJECT} has {API_VERSION}"
         hint = f"Install a newer {PROJECT} (pip install --upgrade {PROJECT}) or an older plugin."
+        raise BrokenPluginError(build_message(info.where, found, action=hint))
+    if api < OLDEST_API_VERSION:
+        found = f"{written}; this {PROJECT} takes {OLDEST_API_VERSION} to {API_VERSION}"
+        hint = f"Install a newer plugin: pip install --upgrade {info.distribution}"
         raise BrokenPluginError(build_message(info.where, found, action=hint))
 
 
 def _hook_functions(info: PluginInfo, plugin: object) -> Iterator[tuple[str, Any]]:
     for name in dir(plugin):
-        function = getattr(plugin, name, None) if name.startswith(f"{PROJECT}_") else None
-        if not inspect.isroutine(function):
+        function = getattr(plugin, name, None)
+        is_marked = hasattr(function, f"{PROJECT}_impl")
+        if not inspect.isroutine(function) or not (is_marked or name.startswith(f"{PROJECT}_")):
             continue
-        where = f"{info.where} {name}"
+        where = f"{info.where} {name}{place_of(function)}"
         if name not in _FUNCTIONS:
             expected = f"one of {', '.join(_FUNCTIONS)}"
             hint = did_you_mean(name, _FUNCTIONS)
             raise BrokenPluginError(build_message(where, "is no hook", expected, hint))
-        if not hasattr(function, f"{PROJECT}_impl"):
+        if not is_marked:
             hint = (
                 f"Write @{PROJECT}.hookimpl above it; without, it would silently never be called."
             )
             raise BrokenPluginError(build_message(where, "is not decorated", action=hint))
-        _check_parameters(where, function)
+        _check_parameters(where, name, function)
         yield name, function
 
 
-def _check_parameters(where: str, function: Any) -> None:
-    """Refuse parameters that pluggy accepts and then silently never fills."""
+def _check_parameters(where: str, name: str, function: Any) -> None:
+    """Refuse parameters that the hook does not have, or that pluggy silently never fills."""
+    known = list(inspect.signature(getattr(hookspecs, name)).parameters)
     for parameter in _signature(function).parameters.values():
         is_plain = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        if is_plain and parameter.name not in known:
+            found = f"has the parameter {parameter.name!r}"
+            expected = f"some of {', '.join(known)}"
+            hint = did_you_mean(parameter.name, known)
+            raise BrokenPluginError(build_message(where, found, expected, hint))
         if is_plain and parameter.default is parameter.empty:
             continue
         found = f"has the parameter `{parameter}`, which would never get a value"
@@ -195,7 +222,7 @@ def _options_model(info: PluginInfo, name: str, function: Any) -> type[PluginOpt
     target = inspect.unwrap(function)
     annotation = _signature(target).parameters.get("options")
     model: Any = annotation.annotation if annotation is not None else inspect.Parameter.empty
-    where = f"{info.where} hook {name}"
+    where = f"{info.where} hook {name}{place_of(function)}"
     if isinstance(model, str):
         # Only this annotation is evaluated: the others may name types for type checkers only.
         try:
@@ -221,10 +248,3 @@ def _signature(function: Any) -> inspect.Signature:
 
         return inspect.signature(function, annotation_format=Format.FORWARDREF)
     return inspect.signature(function)
-
-
-def _place(err: BaseException) -> str:
-    """Return ` (file:line)` of the innermost frame, so that its author can go there."""
-    trace = traceback.extract_tb(err.__traceback__)
-    frames = [f for f in trace if "importlib" not in f.filename and f.filename != __file__]
-    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""

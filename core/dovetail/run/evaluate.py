@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from dovetail.run.loader import Batch, EpochLoader
+from dovetail.run.loader import EpochLoader
 from dovetail.run.losses import Objective, perplexity
+from dovetail.run.naming import Batch
 
 
 def evaluate(

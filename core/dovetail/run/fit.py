@@ -23,8 +23,9 @@ from dovetail.run.checkpoint import Progress, checkpoint_path, prune, save_check
 from dovetail.run.device import build_autocast
 from dovetail.run.evaluate import evaluate
 from dovetail.run.interrupt import Interrupt
-from dovetail.run.loader import Batch, EpochLoader, look_ahead
+from dovetail.run.loader import EpochLoader, look_ahead
 from dovetail.run.losses import Objective
+from dovetail.run.naming import Batch
 from dovetail.run.observer import RunObserver
 from dovetail.run.schedule import LearningRate
 from dovetail.run.tracking import MetricLog

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import tomli_w
 
 from dovetail.config import RunConfig, TrainingConfig, parse_config, read_config_file
-from dovetail.errors import CheckpointError, ConfigError, RunError, build_message, join_problems
+from dovetail.errors import (
+    CheckpointError,
+    ConfigError,
+    LockError,
+    RunError,
+    build_message,
+    join_problems,
+)
+from dovetail.registry.lock import LOCK_NAME, Row, describe_changes, read_lock, write_lock
 
 _CONFIG = "config.toml"
-_LOCK = "plugins.lock.json"
 
 
-def create_run_folder(config: TrainingConfig, lock: Sequence[Mapping[str, str]]) -> Path:
+def create_run_folder(config: TrainingConfig, lock: Sequence[Row]) -> Path:
     """Make the folder of a new run, with its config and the plugins it uses.
 
     Args:
@@ -38,7 +45,7 @@ def create_run_folder(config: TrainingConfig, lock: Sequence[Mapping[str, str]])
     where = f"run folder {str(path)!r}"
     files = {
         _CONFIG: _to_toml(config),
-        _LOCK: json.dumps(list(lock), indent=2) + "\n",
+        LOCK_NAME: write_lock(lock),
     }
     try:
         path.mkdir(parents=True)
@@ -92,11 +99,14 @@ def find_run(run: RunConfig, wanted: str | Path) -> Path:
     raise CheckpointError(build_message(f"resume {str(wanted)!r}", found, "a folder of a run"))
 
 
-def check_same_run(config: TrainingConfig, path: Path, fixed: Sequence[str]) -> None:
-    """Refuse to go on with settings that would make another run of it.
+def check_same_run(
+    config: TrainingConfig, lock: Sequence[Row], path: Path, fixed: Sequence[str]
+) -> None:
+    """Refuse to go on with settings that would make another run of it; warn of other plugins.
 
     Args:
         config: The config to go on with.
+        lock: The plugins to go on with.
         path: The run's folder.
         fixed: Dotted prefixes of settings that must be as they were.
 
@@ -118,3 +128,11 @@ def check_same_run(config: TrainingConfig, path: Path, fixed: Sequence[str]) -> 
         hint = "Resume with the settings it began with, or start a new run."
         where = f"resume {str(path)!r}"
         raise CheckpointError(build_message(where, "; ".join(differences), action=hint))
+    try:
+        changes = describe_changes(read_lock(path), lock)
+    except LockError as err:  # no reason to lose a run
+        changes = [str(err)]
+    if changes:
+        found = f"has begun with other plugins: {'; '.join(changes)}"
+        hint = "It may go on differently; --frozen refuses that."
+        warnings.warn(build_message(f"resume {str(path)!r}", found, action=hint), stacklevel=4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,14 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from dovetail.config import TrainingConfig
 from dovetail.errors import DataError, build_message
+from dovetail.run.agreement import WorkerCheck
 from dovetail.run.checkpoint import random_state, set_random_state
-from dovetail.signature import LABELS
+from dovetail.run.naming import Batch, NamingCollator, name_tuple
 from dovetail.task import TaskSpec
 from dovetail.types import Collator
 
 _VALIDATION_NAMES = ("validation", "val", "valid", "test")
 _PRIMARY_INPUTS = {"vision": "pixel_values", "text": "input_ids", "audio": "input_values"}
-
-Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -106,42 +105,6 @@ def primary_input(task: TaskSpec) -> str:
     if task.inputs:
         return task.inputs[0].name
     return _PRIMARY_INPUTS.get(task.modality, "features")
-
-
-class NamingCollator:
-    """Gives tuple samples, as torchvision's data sets return them, the names of a task.
-
-    Args:
-        collator: What makes batches of mappings.
-        name: Name of the input; the second item of a tuple is its labels.
-    """
-
-    def __init__(self, collator: Collator, name: str) -> None:
-        self._collator = collator
-        self._name = name
-
-    def __call__(self, samples: Sequence[Any]) -> Batch:
-        """Collate mappings or tuples."""
-        if samples and not isinstance(samples[0], Mapping):
-            samples = [name_tuple(sample, self._name) for sample in samples]
-        return self._collator(samples)
-
-
-def name_tuple(sample: Any, name: str) -> Mapping[str, Any]:
-    """Return a sample, or a batch, as a mapping; the second item of a tuple is its labels.
-
-    Raises:
-        DataError: It is neither a mapping nor a tuple of one or two items.
-    """
-    if isinstance(sample, Mapping):
-        return sample
-    if isinstance(sample, tuple | list) and len(sample) in (1, 2):
-        return dict(zip((name, LABELS), sample, strict=False))
-    found = f"is a {type(sample).__name__}"
-    if isinstance(sample, tuple | list):
-        found += f" of {len(sample)} items"
-    expected = f"a mapping, or a tuple ({name}, {LABELS})"
-    raise DataError(build_message("sample", found, expected))
 
 
 class EpochSampler(Sampler[int]):
@@ -266,6 +229,7 @@ def build_loader(
     device: torch.device,
     *,
     is_training: bool,
+    worker_check: WorkerCheck | None = None,
 ) -> EpochLoader:
     """Build the loader of a split.
 
@@ -276,6 +240,7 @@ def build_loader(
         collator: Makes batches of samples; `None` for a loader of the user's own.
         device: Where the batches go.
         is_training: Whether to shuffle.
+        worker_check: What each worker does first.
     """
     name = primary_input(config.task)
     seed = config.run.seed
@@ -285,6 +250,7 @@ def build_loader(
         return EpochLoader(split, None, None, prepare, seed)
     train = config.train
     batch_size = train.batch_size if is_training else (train.eval_batch_size or train.batch_size)
+    owner = "the collator" if worker_check is None else worker_check.plugin
     sampler: EpochSampler | None = None
     if not isinstance(split, IterableDataset):
         sampler = EpochSampler(len(split), seed, is_training and config.data.shuffle)
@@ -293,7 +259,8 @@ def build_loader(
         batch_size=batch_size,
         sampler=sampler,
         num_workers=config.data.num_workers,
-        collate_fn=None if collator is None else NamingCollator(collator, name),
+        collate_fn=None if collator is None else NamingCollator(collator, name, owner),
+        worker_init_fn=worker_check,
         pin_memory=device.type == "cuda",
         persistent_workers=config.data.num_workers > 0,
         # The workers' seeds come from here and not from the global generator, so that loading

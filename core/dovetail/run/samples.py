@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from dovetail.run.loader import Batch, NamingCollator, name_tuple
+from dovetail.run.naming import Batch, NamingCollator, name_tuple
 from dovetail.types import Collator
 
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ConfigDict, Field, field_validator
 from torch import nn
 
-from dovetail import ConfigPath, PluginOptions, RunInfo, TaskSpec, hookimpl
+from dovetail import ConfigPath, PluginOptions, RunInfo, TaskSpec, __version__, hookimpl
 from dovetail.errors import (
     BrokenPluginError,
     ConfigError,
@@ -296,8 +296,8 @@ def test_a_raising_hookimpl_is_named_and_its_cause_is_kept(registry: Registry) -
     cause = KeyError("token")
     with pytest.raises(PluginError) as caught:
         answer_of(registry, cause)
-    message = "plugin 'mine' (this session) hook dovetail_log: raised KeyError: 'token'."
-    assert str(caught.value) == message
+    message = "plugin 'mine' (this session) hook dovetail_log: raised KeyError: 'token' ("
+    assert str(caught.value).startswith(f"{message}{__file__}:")
     assert caught.value.__cause__ is cause
 
 
@@ -406,9 +406,9 @@ def test_wrappers_wrap_in_the_order_they_are_named_the_first_outermost(registry:
     wrapped = registry.with_wrappers(["two", "one"])
     wrapped.collate("radar", TASK, Options())
     assert notes == ["two in", "one in", "one out", "two out"]
-    assert wrapped.chain_names("collate", "radar") == ["two", "one", "radar"]
+    assert [p.name for p in wrapped.chain("collate", "radar")] == ["two", "one", "radar"]
     registry.register(LogPlugin(), hook="log", name="mine")
-    assert wrapped.chain_names("log", "mine") == ["mine"]
+    assert [p.name for p in wrapped.chain("log", "mine")] == ["mine"]
 
 
 def test_without_being_named_a_wrapper_does_nothing(registry: Registry) -> None:
@@ -445,7 +445,7 @@ def test_a_wrapper_named_twice_wraps_once(registry: Registry) -> None:
     assert notes == ["one in", "two in", "two out", "one out"]
 
 
-def test_a_failure_inside_wrappers_names_them_too(registry: Registry) -> None:
+def test_a_failing_wrapper_is_named_and_not_the_backend(registry: Registry) -> None:
     class Failing:
         @hookimpl(wrapper=True)
         def dovetail_log(self) -> Iterator[None]:
@@ -455,8 +455,81 @@ def test_a_failure_inside_wrappers_names_them_too(registry: Registry) -> None:
     registry.register(LogPlugin(), hook="log", name="mine")
     registry.register(Failing(), hook="wrap", name="failing")
     wrapped = registry.with_wrappers(["failing"])
-    with pytest.raises(PluginError, match=r"raised OSError: disk gone \(wrapped by failing\)"):
+    message = (
+        r"^plugin 'failing' \(this session\) hook dovetail_log: "
+        r"raised OSError: disk gone \(.*test_calling.py:\d+\)\.$"
+    )
+    with pytest.raises(PluginError, match=message):
         wrapped.log("mine", RUN, Options())
+
+
+def test_a_failing_backend_is_named_and_not_the_wrappers_it_passes(registry: Registry) -> None:
+    notes: list[str] = []
+    for name in ("one", "two"):
+        registry.register(Wrapper(name, notes), hook="wrap", name=name)
+
+    class Failing:
+        @hookimpl
+        def dovetail_collate(self) -> Any:
+            raise OSError("disk gone")
+
+    registry.register(Failing(), hook="collate", name="radar")
+    with pytest.raises(PluginError, match=r"^plugin 'radar' \(this session\)") as caught:
+        registry.with_wrappers(["one", "two"]).collate("radar", TASK, Options())
+    assert isinstance(caught.value.__cause__, OSError)
+    assert notes == ["one in", "two in"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "shown"),
+    [(0, "the wrapper does not yield"), (2, "the wrapper yields more than once")],
+)
+def test_a_wrapper_that_does_not_yield_once_is_named(
+    registry: Registry, steps: int, shown: str
+) -> None:
+    class Odd:
+        @hookimpl(wrapper=True)
+        def dovetail_log(self) -> Iterator[None]:
+            for _ in range(steps):
+                yield
+
+    registry.register(LogPlugin(), hook="log", name="mine")
+    registry.register(Odd(), hook="wrap", name="odd")
+    with pytest.raises(PluginError, match=rf"^plugin 'odd' .* raised RuntimeError: {shown}"):
+        registry.with_wrappers(["odd"]).log("mine", RUN, Options())
+
+
+def test_a_wrapper_may_answer_for_a_backend_that_failed(registry: Registry) -> None:
+    made = TrackerPart()
+
+    class Rescuing:
+        @hookimpl(wrapper=True)
+        def dovetail_log(self) -> Iterator[None]:
+            try:
+                return (yield)  # type: ignore[return-value]
+            except OSError:
+                return made  # type: ignore[return-value]
+
+    registry.register(Answer(OSError("disk gone")), hook="log", name="mine")
+    registry.register(Rescuing(), hook="wrap", name="rescuing")
+    assert registry.with_wrappers(["rescuing"]).log("mine", RUN, Options()) is made
+
+
+def test_history_tells_who_was_called_in_which_order_and_what_they_made(
+    registry: Registry,
+) -> None:
+    registry.register(CollatePlugin("radar"), hook="collate", name="radar")
+    registry.register(Wrapper("one", []), hook="wrap", name="one")
+    wrapped = registry.with_wrappers(["one"])
+    wrapped.collate("radar", TASK, Options())
+    (record,) = wrapped.history
+    assert record.hook == "collate"
+    assert [(c.info.name, c.result) for c in record.calls] == [
+        ("one", "function"),
+        ("radar", "function"),
+    ]
+    assert all(call.duration_s >= 0 for call in record.calls)
+    assert registry.history == []
 
 
 def test_a_wrapper_that_is_not_there_is_told_as_one(registry: Registry) -> None:
@@ -528,13 +601,14 @@ def test_lock_names_each_backend_and_wrapper_and_depends_on_the_options(registry
     wrapped = registry.with_wrappers(["one"])
     rows = wrapped.lock({"log": {"mine": Options()}})
     assert [(r["hook"], r["name"], r["distribution"], r["version"]) for r in rows] == [
+        ("core", "dovetail", "dovetail", __version__),
         ("log", "mine", "this session", ""),
         ("wrap", "one", "this session", ""),
     ]
     same = wrapped.lock({"log": {"mine": Options(level=3)}})
     other = wrapped.lock({"log": {"mine": Options(level=4)}})
     assert same == rows
-    assert other[0]["options_sha256"] != rows[0]["options_sha256"]
+    assert other[1]["options_sha256"] != rows[1]["options_sha256"]
 
 
 def test_lock_takes_options_that_no_file_can_hold(registry: Registry) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import types
@@ -116,10 +117,13 @@ def test_load_tells_an_installed_package_that_lacks_a_module(site: Any) -> None:
 @pytest.mark.parametrize(
     ("body", "shown"),
     [
-        ("def dovetail_export(task): ...", "dovetail_export: is not decorated"),
+        ("def dovetail_export(task): ...", "planted_broken.py:2): is not decorated"),
         ("@hookimpl\ndef dovetail_exprot(task): ...", "Did you mean 'dovetail_export'?"),
-        ("@hookimpl\ndef dovtail_export(task): ...", "unknown hook 'dovtail_export'"),
-        ("@hookimpl\ndef dovetail_export(task, model): ...", "{'model'}"),
+        ("@hookimpl\ndef dovtail_export(task): ...", "is no hook; expected one of"),
+        (
+            "@hookimpl\ndef dovetail_export(tsak): ...",
+            "has the parameter 'tsak'; expected some of task, options. Did you mean 'task'?",
+        ),
         (
             "@hookimpl\ndef dovetail_collate(task): ...",
             "has no dovetail_export, only dovetail_collate",
@@ -170,7 +174,7 @@ def test_load_refuses_options_that_exist_for_type_checkers_only(site: Any) -> No
     ("api", "shown"),
     [
         ("99", f"was written for API 99 of dovetail; this dovetail has {API_VERSION}"),
-        ("0", f"dovetail_api is 0; expected an integer <= {API_VERSION}"),
+        ("0", f"planted_broken.py); expected an integer <= {API_VERSION}"),
         ("True", "dovetail_api is True"),
         ("'1'", "dovetail_api is '1'"),
         ("None", "dovetail_api is None"),
@@ -204,7 +208,8 @@ def test_load_refuses_a_class_where_an_instance_is_meant(site: Any) -> None:
     source = f"{HEAD}class Plugin:\n    @hookimpl\n    def dovetail_export(self, task): ...\n"
     site.add("acme", {"dovetail.export": {"zip": "planted_zip:Plugin"}}, planted_zip=source)
     with pytest.raises(
-        BrokenPluginError, match=r"planted_zip:Plugin is a class; expected a module"
+        BrokenPluginError,
+        match=r"planted_zip:Plugin is a class \(.*planted_zip.py:2\); expected a module",
     ):
         Registry().load("export", "zip")
 
@@ -278,7 +283,8 @@ def test_register_checks_as_load_does() -> None:
         def dovetail_export(self, task: object) -> None: ...
 
     with pytest.raises(
-        BrokenPluginError, match=r"plugin 'zip' \(this session\) dovetail_export: is"
+        BrokenPluginError,
+        match=r"plugin 'zip' \(this session\) dovetail_export \(.*test_loading.py:\d+\): is",
     ):
         Registry().register(Plugin(), hook="export", name="zip")
 
@@ -309,3 +315,42 @@ def test_a_plugin_that_writes_to_stdout_while_it_is_imported_is_imported_only_wh
         check=True,
     )
     assert done.stdout == ""
+
+
+def test_load_refuses_an_api_that_is_too_old(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, version in (("OLDEST_API_VERSION", 3), ("API_VERSION", 4)):
+        monkeypatch.setattr(f"dovetail.registry.loading.{name}", version)
+    message = refusal(site, f"{GOOD}dovetail_api = 2\n")
+    assert "was written for API 2 of dovetail; this dovetail takes 3 to 4" in message
+    assert message.endswith("pip install --upgrade acme")
+
+
+@pytest.mark.parametrize("wish", ["'upload'", "[1]", "None"])
+def test_load_refuses_an_order_that_names_nobody(site: Any, wish: str) -> None:
+    message = refusal(site, f"{GOOD}dovetail_before = {wish}\n")
+    assert f"dovetail_before is {ast.literal_eval(wish)!r}" in message
+    assert "expected a tuple of wrappers' names" in message
+
+
+def test_load_reads_the_order_a_wrapper_wants(site: Any) -> None:
+    source = (
+        "from dovetail import hookimpl\n"
+        "dovetail_before, dovetail_after = ('upload',), ['clock', 'lock']\n"
+        "@hookimpl(wrapper=True)\n"
+        "def dovetail_export(task): return (yield)\n"
+    )
+    site.add("acme", {"dovetail.plugins": {"planted": "planted_wish"}}, planted_wish=source)
+    backend = Registry().load("wrap", "planted")
+    assert (backend.before, backend.after) == (("upload",), ("clock", "lock"))
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [("x = 1\nraise RuntimeError('no')\n", "RuntimeError"), ("x = 1\ndef f(:", "SyntaxError")],
+)
+def test_load_tells_where_a_plugin_fails_while_it_is_imported(
+    site: Any, source: str, kind: str
+) -> None:
+    message = refusal(site, source)
+    assert f"does not import: {kind}: " in message
+    assert "planted_broken.py:2)" in message

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from dovetail.config import TrainingConfig, parse_config, read_config_file
 from dovetail.errors import CheckpointError, ConfigError, RunError
+from dovetail.registry.lock import read_lock
 from dovetail.run.folder import check_same_run, create_run_folder, find_run
 
 LOCK = [{"hook": "accumulate", "name": "exact", "distribution": "dovetail", "version": "1"}]
@@ -28,7 +30,7 @@ def test_create_run_folder_writes_config_and_lock(tmp_path: Path) -> None:
     path = create_run_folder(config, LOCK)
     assert path == tmp_path / "runs" / "digits" / "first"
     assert parse_config(read_config_file(path / "config.toml"))[0] == config
-    assert json.loads((path / "plugins.lock.json").read_text()) == LOCK
+    assert read_lock(path) == LOCK
 
 
 def test_create_run_folder_gives_every_run_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ FIXED = ("model.", "train.batch_size", "train.optimizer")
 def test_check_same_run_lets_other_settings_change(tmp_path: Path, changes: dict[str, Any]) -> None:
     base: dict[str, Any] = {"run": {"id": "first"}, "train": {"batch_size": 8}}
     path = create_run_folder(config_of(tmp_path, **json.loads(json.dumps(base))), [])
-    check_same_run(config_of(tmp_path, **{**base, **changes}), path, FIXED)
+    check_same_run(config_of(tmp_path, **{**base, **changes}), [], path, FIXED)
 
 
 def test_check_same_run_names_every_setting_that_differs(tmp_path: Path) -> None:
@@ -134,7 +136,7 @@ def test_check_same_run_names_every_setting_that_differs(tmp_path: Path) -> None
         train={"batch_size": 16, "optimizer_kwargs": {"eps": 0.1}, "epochs": 5},
     )
     with pytest.raises(CheckpointError) as caught:
-        check_same_run(new, path, FIXED)
+        check_same_run(new, [], path, FIXED)
     message = str(caught.value)
     assert message.startswith(f"resume {str(path)!r}: ")
     for difference in (
@@ -156,4 +158,18 @@ def test_check_same_run_tells_a_config_that_was_spoilt(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"its config.toml does not fit: config train.batch_size"
     ):
-        check_same_run(config, path, FIXED)
+        check_same_run(config, [], path, FIXED)
+
+
+def test_check_same_run_warns_of_plugins_that_became_others(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    path = create_run_folder(config, LOCK)
+    check_same_run(config, LOCK, path, FIXED)
+    check_same_run(config, [*LOCK, {"hook": "log", "name": "csv"}], path, FIXED)
+    newer = [{**LOCK[0], "version": "2"}]
+    shown = (
+        "has begun with other plugins: accumulate plugin 'exact': version was 1, is 2. "
+        "It may go on differently; --frozen refuses that."
+    )
+    with pytest.warns(UserWarning, match=re.escape(shown)):
+        check_same_run(config, newer, path, FIXED)
