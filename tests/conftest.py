@@ -85,7 +85,8 @@ def plugin_environment(tmp_path: Path) -> Callable[..., Path]:
         link = Path(site.strip()) / "outer.pth"
         link.write_text(f"import site; site.addsitedir({here!r})\n")
         install = ("-m", "pip", "--python", str(python), "install", "--no-index", "--no-deps")
-        run_python(sys.executable, *install, *map(str, wheels), cwd=tmp_path)
+        if wheels:
+            run_python(sys.executable, *install, *map(str, wheels), cwd=tmp_path)
         return python
 
     return make

@@ -91,7 +91,7 @@ class TrainingResult:
     bundle: BundleReport | None = None
     """What was exported; `None` where nothing was to be."""
     report: Path | None = None
-    """Page with the run's curves; `None` where matplotlib (the extra `report`) is missing."""
+    """Page with the run's curves; `None` without `run.report`, or without matplotlib."""
 
     @property
     def metrics_path(self) -> Path:
@@ -199,7 +199,9 @@ class Job:
             if self._exporters and fitted.status != "interrupted":
                 bundle = self._export(_bundle_path(run_dir, fitted.progress.step))
             tracking.status = fitted.status
-        report = try_write_report(run_dir, self._config.run.name, _results_of(fitted))
+        report = None
+        if self._config.run.report:
+            report = try_write_report(run_dir, self._config.run.name, _results_of(fitted))
         return TrainingResult(
             status=fitted.status,
             run_dir=run_dir,

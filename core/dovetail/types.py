@@ -170,8 +170,9 @@ class Tracker(Protocol):
 
     Whatever it raises costs the loop nothing: it is retried, then parked with one warning.
 
-    Optional method: `rewind(step: int)` drops everything after optimizer step `step`; it is called
-    before anything else when a run is resumed.
+    Optional method: `rewind(step: int)` drops everything after optimizer step `step`, all of it for
+    -1. It is called before anything else when a run is resumed, with a step from which on the
+    tracker is then fed again.
     """
 
     @property

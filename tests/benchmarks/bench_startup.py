@@ -1,10 +1,11 @@
 """CPU time of `dovetail --help` and `dovetail plugins`, against that of a bare interpreter.
 
-Builds a virtual environment that holds nothing but what these two commands import, and 100 (or
-300) distributions of which ten offer plugins, and measures the commands in turns with
-`python -c pass`, so that a busy machine slows all of them alike.
+Builds virtual environments that hold nothing but what these two commands import, and 100 or 300
+further distributions, of which ten or all offer a plugin. The commands are measured in turns with
+`python -c pass`, over all environments, so that a busy machine slows all of them alike. A plugin's
+module leaves a mark when it is imported; a mark ends the benchmark.
 
-    python tests/benchmarks/bench_startup.py [--runs 21] [--distributions 100 300]
+    python tests/benchmarks/bench_startup.py [--runs 21]
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from pathlib import Path
 
 PACKAGES = ("click", "pluggy")
 COPIED = (*PACKAGES, "dovetail")
-NUM_WITH_PLUGINS = 10
+ENVIRONMENTS = {"100": (100, 10), "300": (300, 10), "300, all with plugins": (300, 300)}
+"""Distributions, and how many of them offer a plugin."""
+
+PER_DISTRIBUTION_MS = 0.05
 LIMITS = {"--help": 6.0, "plugins": 12.0}
 
 SCRIPT = """\
@@ -34,7 +38,9 @@ if __name__ == "__main__":
 """
 
 
-def build_environment(directory: Path, num_distributions: int) -> tuple[Path, Path]:
+def build_environment(
+    directory: Path, num_distributions: int, num_with_plugins: int
+) -> tuple[Path, Path]:
     """Make a virtual environment; return its interpreter and the console script."""
     venv.create(directory, symlinks=True, with_pip=False)
     python = directory / "bin" / "python"
@@ -51,7 +57,8 @@ def build_environment(directory: Path, num_distributions: int) -> tuple[Path, Pa
     names = list(dict.fromkeys(names))
     names += [f"filler-{i}" for i in range(num_distributions - len(names) - len(COPIED))]
     for index, name in enumerate(names):
-        write_distribution(site, name, index)
+        write_distribution(site, name, index, offers_plugin=index < num_with_plugins)
+    (site / "fake.py").write_text(f"open({str(directory / 'imported')!r}, 'w').close()\n")
     subprocess.run([str(python), "-m", "compileall", "-q", str(site)], check=True)
     script = directory / "bin" / "dovetail"
     script.write_text(SCRIPT, encoding="utf-8")
@@ -72,7 +79,7 @@ def copy_metadata(name: str, site: Path) -> None:
             (target / file).write_text(text, encoding="utf-8")
 
 
-def write_distribution(site: Path, name: str, index: int) -> None:
+def write_distribution(site: Path, name: str, index: int, *, offers_plugin: bool) -> None:
     """Write the metadata of a distribution, with a README of an ordinary length."""
     target = site / f"{name.replace('-', '_')}-1.{index}.dist-info"
     target.mkdir()
@@ -82,8 +89,8 @@ def write_distribution(site: Path, name: str, index: int) -> None:
         f"Requires-Dist: click\nRequires-Dist: absent; extra == 'x'\n\n{readme}",
         encoding="utf-8",
     )
-    if index < NUM_WITH_PLUGINS:
-        text = f"[console_scripts]\nx{index} = x:main\n\n[dovetail.log]\nfake{index} = fake.log\n"
+    if offers_plugin:
+        text = f"[console_scripts]\nx{index} = x:main\n\n[dovetail.log]\nfake{index} = fake\n"
         (target / "entry_points.txt").write_text(text, encoding="utf-8")
     elif index % 3 == 0:
         (target / "entry_points.txt").write_text(f"[console_scripts]\nx{index} = x:main\n")
@@ -99,39 +106,64 @@ def cpu_ms(command: list[str]) -> float:
     return used * 1e3
 
 
-def measure(num_distributions: int, num_runs: int) -> dict[str, list[float]]:
-    with tempfile.TemporaryDirectory() as folder:
-        python, script = build_environment(Path(folder), num_distributions)
-        commands = {
-            "python -c pass": [str(python), "-c", "pass"],
-            "--help": [str(python), str(script), "--help"],
-            "plugins": [str(python), str(script), "plugins"],
-        }
-        for command in commands.values():
-            cpu_ms(command)
-        times: dict[str, list[float]] = {name: [] for name in commands}
-        for _ in range(num_runs):
-            for name, command in commands.items():
-                times[name].append(cpu_ms(command))
+def measure(folder: Path, num_runs: int) -> dict[tuple[str, str], list[float]]:
+    """Return the times of every command in every environment."""
+    commands: dict[tuple[str, str], list[str]] = {}
+    for name, (num_distributions, num_with_plugins) in ENVIRONMENTS.items():
+        home = folder / name
+        python, script = build_environment(home, num_distributions, num_with_plugins)
+        commands[name, "python -c pass"] = [str(python), "-c", "pass"]
+        for command in LIMITS:
+            commands[name, command] = [str(python), str(script), command]
+    commands["100", "plugins, the control"] = commands["100", "plugins"]
+    for command in commands.values():
+        cpu_ms(command)
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in commands}
+    for _ in range(num_runs):
+        for key, command in commands.items():
+            times[key].append(cpu_ms(command))
+    marks = list(folder.glob("*/imported"))
+    if marks:
+        raise SystemExit(f"a plugin's module was imported: {marks}")
     return times
+
+
+def print_costs(times: dict[tuple[str, str], list[float]]) -> None:
+    """Print what each further distribution costs `dovetail plugins`, from paired runs."""
+    base = times["100", "plugins"]
+    rows = {
+        "none more, the control": ("100", "plugins, the control", 200),
+        "no plugin": ("300", "plugins", 200),
+        "200 more, 290 more plugins": ("300, all with plugins", "plugins", 200),
+    }
+    print(
+        "\n| `dovetail plugins`, each distribution beyond 100 | CPU ms more | quartiles | limit |"
+    )
+    print("|---|---|---|---|")
+    for name, (environment, command, count) in rows.items():
+        more = [(b - a) / count for a, b in zip(base, times[environment, command], strict=True)]
+        low, middle, high = statistics.quantiles(more, n=4)
+        print(f"| {name} | {middle:.3f} | {low:.3f} to {high:.3f} | {PER_DISTRIBUTION_MS:g} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=21)
-    parser.add_argument("--distributions", type=int, nargs="+", default=[100, 300])
     arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        times = measure(Path(folder), arguments.runs)
     print(f"Python {sys.version.split()[0]}, {arguments.runs} runs each, CPU ms")
     print("| distributions | command | median | quartiles | ratio to bare | limit |")
     print("|---|---|---|---|---|---|")
-    for count in arguments.distributions:
-        times = measure(count, arguments.runs)
-        bare = statistics.median(times["python -c pass"])
-        for name, values in times.items():
-            low, middle, high = statistics.quantiles(values, n=4)
-            limit = f"{LIMITS[name]:g}" if name in LIMITS else "-"
-            ratio = f"{middle / bare:.1f}"
-            print(f"| {count} | {name} | {middle:.1f} | {low:.1f}-{high:.1f} | {ratio} | {limit} |")
+    for (environment, command), values in times.items():
+        bare = statistics.median(times[environment, "python -c pass"])
+        low, middle, high = statistics.quantiles(values, n=4)
+        limit = f"{LIMITS[command]:g}" if command in LIMITS else "-"
+        ratio = f"{middle / bare:.1f}"
+        print(
+            f"| {environment} | {command} | {middle:.1f} | {low:.1f}-{high:.1f} | {ratio} | {limit} |"
+        )
+    print_costs(times)
 
 
 if __name__ == "__main__":

@@ -398,3 +398,11 @@ def test_train_takes_a_config_with_none_as_it_is(train: Train, tmp_path: Path) -
     )
     checked = check_config(config)
     assert checked.config.model.kwargs == {"width": None}
+
+
+def test_a_report_is_drawn_unless_the_config_says_no(train: Train) -> None:
+    pytest.importorskip("matplotlib")
+    drawn, bare = train("train.epochs=1"), train("train.epochs=1", "run.report=false")
+    assert drawn.report == drawn.run_dir / "report.html"
+    assert bare.report is None
+    assert not list(bare.run_dir.glob("report.*"))

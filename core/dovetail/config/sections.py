@@ -53,6 +53,8 @@ class RunConfig(Section):
     """Seed of every random generator."""
     deterministic: bool = False
     """Use deterministic kernels only; slower, and an error where there is none."""
+    report: bool = True
+    """Draw report.html and report.png at the end, where matplotlib is installed."""
     plugins: tuple[str, ...] = ()
     """Wrapper plugins around the hooks, the first outermost."""
     plugin_autoload: bool | None = None

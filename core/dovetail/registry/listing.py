@@ -6,7 +6,7 @@ import importlib.metadata
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from dovetail._markers import GROUPS, HOOKS, WRAPPER_GROUP, HookName
 
@@ -94,9 +94,29 @@ def _owner(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
     A folder that an interrupted installation left behind has entry points and no metadata. It
     must not keep everybody else from being listed.
     """
-    metadata: Any = entry.dist.metadata if entry.dist is not None else None
-    name, version = (metadata.get(key) if metadata else None for key in ("Name", "Version"))
-    return name or "unknown distribution", version or ""
+    headers = read_headers(entry.dist) if entry.dist is not None else {}
+    name, version = (headers.get(key, [""])[0] for key in ("Name", "Version"))
+    return name or "unknown distribution", version
+
+
+def read_headers(distribution: importlib.metadata.Distribution) -> dict[str, list[str]]:
+    """Return the headers of a distribution's metadata, each with all its values.
+
+    The parser of the standard library also takes apart the README that follows them, which costs
+    more than all the rest of a listing.
+
+    Source: the core metadata specifications of Python packaging; names, versions and requirements
+    stand on one line each.
+    """
+    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    headers: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if not line:
+            break
+        key, colon, value = line.partition(": ")
+        if colon and not line[0].isspace():
+            headers.setdefault(key, []).append(value.strip())
+    return headers
 
 
 def sort_plugins(plugins: Iterable[PluginInfo]) -> list[PluginInfo]:
@@ -147,5 +167,6 @@ __all__ = [
     "is_hook",
     "list_entry_points",
     "normalize",
+    "read_headers",
     "sort_plugins",
 ]

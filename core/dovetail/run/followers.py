@@ -27,8 +27,8 @@ class Follower:
         tracker: Who is fed.
         path: The metric log.
         params: The run's settings, handed over first.
-        resumed_at_step: Optimizer step that a resumed run goes on from. A tracker with a method
-            `rewind(step)` drops what it has after it.
+        is_resumed: Whether the run was resumed, so that a tracker may have been fed before. One
+            with a method `rewind(step)` drops what it will be given again.
         poll_s: Pause between two looks at the log, seconds.
     """
 
@@ -41,7 +41,7 @@ class Follower:
         path: Path,
         params: Mapping[str, Any],
         *,
-        resumed_at_step: int | None = None,
+        is_resumed: bool = False,
         poll_s: float = 0.5,
     ) -> None:
         self.name = name
@@ -50,7 +50,7 @@ class Follower:
         self._tracker = tracker
         self._path = path
         self._params = params
-        self._resumed_at_step = resumed_at_step
+        self._is_resumed = is_resumed
         self._poll_s = poll_s
         # How far it has come survives a crash; the log says what comes next.
         self._cursor = path.with_name(f".{name.replace(':', '-')}.cursor")
@@ -63,6 +63,7 @@ class Follower:
 
     def start(self) -> None:
         """Begin to follow, from where this tracker had come to before a resume."""
+        self._is_resumed |= self._cursor.exists()
         with suppress(OSError, ValueError):  # no cursor yet, or a damaged one
             self._offset = min(int(self._cursor.read_text()), self._path.stat().st_size)
         self._thread.start()
@@ -88,8 +89,9 @@ class Follower:
 
     def _follow(self) -> None:
         rewind = getattr(self._tracker, "rewind", None)
-        if self._resumed_at_step is not None and rewind is not None:
-            self._try(lambda: rewind(self._resumed_at_step))
+        if self._is_resumed and rewind is not None:
+            self._offset, step = _last_step_before(self._path, self._offset)
+            self._try(lambda: rewind(step - 1))
         self._try(lambda: self._tracker.log_params(self._params))
         is_last = False
         while not is_last and self.parked_by is None:
@@ -142,6 +144,26 @@ class Follower:
         warnings.warn(build_message(f"tracker {self.name!r}", found, action=hint), stacklevel=3)
 
 
+def _last_step_before(path: Path, end: int) -> tuple[int, int]:
+    """Return where the records of the last step before a place of the log begin, and that step.
+
+    A tracker may have taken more than its cursor tells of, the evaluation of that step among it:
+    whoever rewinds to the step before and is fed from here has everything once. Where there is no
+    record, it is the beginning and step 0.
+    """
+    start, last_step = 0, 0
+    position = 0
+    with path.open("rb") as file:
+        for line in file:
+            if position >= end:
+                break
+            step = (parse_record(line) or {}).get("step")
+            if isinstance(step, int) and step != last_step:
+                start, last_step = position, step
+            position += len(line)
+    return start, last_step
+
+
 class Tracking:
     """The metric log of a run and the followers that feed its trackers, opened and closed together.
 
@@ -165,11 +187,10 @@ class Tracking:
         self.log = MetricLog(directory)
         self.status = "failed"
         """How the run ended; whoever completes it says so."""
-        step, size_bytes = resumed_at or (None, None)
-        if size_bytes is not None:
-            self.log.rewind(size_bytes)
+        if resumed_at is not None:
+            self.log.rewind(resumed_at[1])
         self._followers = [
-            Follower(name, tracker, self.log.path, params, resumed_at_step=step)
+            Follower(name, tracker, self.log.path, params, is_resumed=resumed_at is not None)
             for name, tracker in trackers.items()
         ]
 

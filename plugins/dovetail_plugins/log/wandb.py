@@ -63,6 +63,10 @@ class WandbTracker:
     W&B's own count, which only grows, and the optimizer step is a value in each row and the axis
     of every chart.
 
+    W&B's own process writes them. When ours is killed, rows that it had not written yet are lost
+    here, and a run that is resumed adds some a second time; the last one of a step counts, and
+    `metrics.jsonl` has them all.
+
     Args:
         run: The run to follow.
         options: The plugin's options.

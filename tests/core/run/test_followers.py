@@ -222,12 +222,53 @@ def test_a_resumed_run_lets_a_tracker_drop_what_comes_again(log: MetricLog) -> N
         def rewind(self, step: int) -> None:
             self.rewound_to = step
 
-    tracker = Rewinding()
-    follow(log, tracker, resumed_at_step=7).finish("completed", 10)
-    assert tracker.rewound_to == 7
     untouched = Rewinding()
-    follow(log, untouched).finish("completed", 10)
+    for step in (6, 7, 7):  # the last step has a record of its evaluation too
+        log.write(step_record(step))
+    follow(log, untouched).finish("interrupted", 10)
     assert untouched.rewound_to is None
+    tracker = Rewinding()
+    follow(log, tracker, is_resumed=True).finish("completed", 10)
+    # The cursor may lag behind what the tracker took: its last step is dropped and given again.
+    assert tracker.rewound_to == 6
+    assert [step for step, _ in tracker.rows] == [7, 7]
+
+
+def test_a_tracker_that_took_more_than_its_cursor_tells_of_has_all_once(log: MetricLog) -> None:
+    class Store(Recorder):
+        def rewind(self, step: int) -> None:
+            self.rows = [row for row in self.rows if row[0] <= step]
+
+    for step in range(1, 11):
+        log.write(step_record(step))
+    store = Store()
+    follow(log, store).finish("interrupted", 10)
+    cursor = log.path.parent / ".mine.cursor"
+    early = cursor.read_text()
+    for step in range(11, 16):
+        log.write(step_record(step))
+    follow(log, store).finish("interrupted", 10)
+    # As after a kill: the tracker took 15 records, the cursor tells of 10, the checkpoint of 13.
+    cursor.write_text(early)
+    log.rewind(sum(map(len, log.path.read_bytes().splitlines(keepends=True)[:13])))
+    log.write(step_record(14))
+    follow(log, store, is_resumed=True).finish("completed", 10)
+    assert [step for step, _ in store.rows] == list(range(1, 15))
+
+
+def test_a_tracker_without_a_cursor_is_given_everything_again(log: MetricLog) -> None:
+    class Rewinding(Recorder):
+        rewound_to: int | None = None
+
+        def rewind(self, step: int) -> None:
+            self.rewound_to = step
+
+    for step in (1, 2):
+        log.write(step_record(step))
+    tracker = Rewinding()
+    follow(log, tracker, is_resumed=True).finish("completed", 10)
+    assert tracker.rewound_to == -1
+    assert [step for step, _ in tracker.rows] == [1, 2]
 
 
 # --- both together
