@@ -47,6 +47,8 @@ def build_schema(registry: Registry | None = None) -> Schema:
         _complete_section(section, hook, registry, definitions)
     wrappers = definitions["RunConfig"]["properties"]["plugins"]
     wrappers["items"] = _name_schema([p.name for p in registry.list_plugins("wrap")])
+    # Editors look for it in a JSON config; in TOML it is a comment.
+    schema["properties"]["$schema"] = {"type": "string", "description": "Path of this schema."}
     return {"$schema": DIALECT, **schema, "title": "Config of a dovetail run"}
 
 

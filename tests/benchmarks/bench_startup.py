@@ -159,10 +159,8 @@ def main() -> None:
         bare = statistics.median(times[environment, "python -c pass"])
         low, middle, high = statistics.quantiles(values, n=4)
         limit = f"{LIMITS[command]:g}" if command in LIMITS else "-"
-        ratio = f"{middle / bare:.1f}"
-        print(
-            f"| {environment} | {command} | {middle:.1f} | {low:.1f}-{high:.1f} | {ratio} | {limit} |"
-        )
+        row = [environment, command, f"{middle:.1f}", f"{low:.1f}-{high:.1f}"]
+        print(f"| {' | '.join([*row, f'{middle / bare:.1f}', limit])} |")
     print_costs(times)
 
 

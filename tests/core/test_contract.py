@@ -1,7 +1,7 @@
 """The contract with plugins holds together, and stays what it was.
 
-`contract.json` beside this file is the contract of the current `API_VERSION`. Within a version a hook
-may gain arguments, and nothing else changes; run this file to write the next version's.
+`contract.json` beside this file is the contract of the current `API_VERSION`. Within a version a
+hook may gain arguments, and nothing else changes; run this file to write the next version's.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ EXTRAS = {
     "onnx",
     "report",
     "tensorboard",
+    "testing",
     "text",
     "torchserve",
     "vision",
@@ -233,9 +234,9 @@ def test_metadata_extras_are_the_documented_ones(metadata: Message) -> None:
     assert set(metadata.get_all("Provides-Extra", [])) == EXTRAS
 
 
-def test_extra_all_holds_every_extra_but_torchserve(metadata: Message) -> None:
+def test_extra_all_holds_what_runs_need_but_torchserve(metadata: Message) -> None:
     wanted: dict[str, str] = {}
-    for extra in EXTRAS - {"all", "torchserve"}:
+    for extra in EXTRAS - {"all", "testing", "torchserve"}:
         wanted |= of_extra(metadata, extra)
     assert of_extra(metadata, "all") == wanted
     assert not set(of_extra(metadata, "torchserve")) & set(wanted)

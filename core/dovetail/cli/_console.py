@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
 import click
+
+_COMMAND = re.compile(r"pip (?:un)?install (?:--\S+ )*\S+")
+_GLUE = "\0"  # no blank to textwrap, and in no text
 
 
 def say(text: str = "") -> None:
@@ -37,6 +41,23 @@ def _color() -> bool | None:
     Source: https://no-color.org
     """
     return False if os.environ.get("NO_COLOR") else None
+
+
+def wrap_text(text: str, width: int, indent: str = "  ") -> list[str]:
+    """Break a text into lines; a command that installs something stays in one piece.
+
+    Args:
+        text: What is broken at blanks.
+        width: Characters of a line.
+        indent: Begins every line but the first.
+    """
+    import textwrap
+
+    glued = _COMMAND.sub(lambda match: match[0].replace(" ", _GLUE), text)
+    lines = textwrap.wrap(
+        glued, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return [line.replace(_GLUE, " ") for line in lines] or [""]
 
 
 def format_columns(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dovetail.cli._state import list_extra, read_state
+from dovetail._markers import API_VERSION, HOOKS, PROJECT, hook_function
+from dovetail.cli._state import PluginState, list_extra, list_requirements, read_state
 from dovetail.errors import UnknownPluginError, build_message, did_you_mean
-from dovetail.registry.listing import ROLES, PluginInfo, Role
+from dovetail.registry.admission import Admission
+from dovetail.registry.checkup import editable_folder
+from dovetail.registry.listing import KNOWN_CONTRIB, ROLES, PluginInfo, Role
 
 if TYPE_CHECKING:
     from dovetail import PluginOptions
+    from dovetail.registry import Backend
 
 _WIDTH = 80
 _LIST_SECTIONS = ("log", "export")
@@ -31,7 +36,10 @@ _BOUNDS = {
 
 
 def find_plugins(
-    everyone: Sequence[PluginInfo], name: str, role: Role | None = None
+    everyone: Sequence[PluginInfo],
+    name: str,
+    role: Role | None = None,
+    admission: Admission | None = None,
 ) -> list[PluginInfo]:
     """Return the plugins a name means, of one hook or of all.
 
@@ -39,23 +47,40 @@ def find_plugins(
         everyone: The installed plugins.
         name: `name`, `hook.name`, or `distribution:name`.
         role: The hook, if only one is meant.
+        admission: Who may be seen; everyone without it.
 
     Raises:
-        UnknownPluginError: There is none.
+        UnknownPluginError: There is none, or it is kept out.
     """
+    admission = admission or Admission()
+    found = _match(everyone, name, role)
+    if admitted := [p for p in found if admission.admits(p)]:
+        return admitted
+    choices = [p.name for p in everyone if role in (None, p.role) and admission.admits(p)]
+    expected = f"one of {', '.join(dict.fromkeys(choices)) or '(none is installed)'}"
+    where = f"plugin {name!r}" + (f" of the {role} hook" if role else "")
+    if found:
+        kept_out = f"is kept out by {admission.reason()}"
+        hint = f"{found[0].distribution} offers it: allow it there."
+        raise UnknownPluginError(build_message(where, kept_out, expected, hint))
+    plain = name.rpartition(":")[2].rpartition(".")[2]
+    elsewhere = [p.role for p in everyone if p.is_named(name)]
+    contrib = [d for (r, n), d in KNOWN_CONTRIB.items() if n == plain and role in (None, r)]
+    if elsewhere:
+        hint = f"It is a plugin of the {elsewhere[0]} hook."
+    elif contrib:
+        hint = f"Install it: pip install {contrib[0]}"
+    else:
+        hint = did_you_mean(name.rpartition(":")[2], choices)
+    raise UnknownPluginError(build_message(where, "is not installed", expected, hint))
+
+
+def _match(everyone: Sequence[PluginInfo], name: str, role: Role | None) -> list[PluginInfo]:
     found = [p for p in everyone if role in (None, p.role) and p.is_named(name)]
     if not found and (parts := name.partition("."))[0] in ROLES:
         wanted = [p for p in everyone if p.role == parts[0]]
         found = [p for p in wanted if role in (None, p.role) and p.is_named(parts[2])]
-    if found:
-        return found
-    choices = [p.name for p in everyone if role in (None, p.role)]
-    expected = f"one of {', '.join(dict.fromkeys(choices)) or '(none is installed)'}"
-    where = f"plugin {name!r}" + (f" of the {role} hook" if role else "")
-    elsewhere = [p.role for p in everyone if p.is_named(name)]
-    hint = did_you_mean(name.rpartition(":")[2], choices)
-    hint = f"It is a plugin of the {elsewhere[0]} hook." if elsewhere else hint
-    raise UnknownPluginError(build_message(where, "is not installed", expected, hint))
+    return found
 
 
 def describe_plugin(info: PluginInfo) -> Iterator[str]:
@@ -71,24 +96,58 @@ def describe_plugin(info: PluginInfo) -> Iterator[str]:
     yield f"{info.name}: {kind}"
     if backend.summary:
         yield from _indented(backend.summary, 2)
-    yield f"  from       {info.distribution} {info.version} ({info.value})"
-    if extra := list_extra(info):
-        yield f"  extra      {info.distribution}[{info.name}]: {', '.join(extra)}"
-    if install := read_state(info, [info]).install:
-        yield f"  install    {install}"
+    yield from _rows(_describe_origin(info))
+    yield from _rows(_describe_api(backend))
     if info.role == "wrap":
-        yield f'  to use it  [run] plugins = ["{info.name}"]'
-        yield f"  around     {', '.join(backend.options_models)}"
+        yield from _rows(_describe_wrapper(backend))
         return
     use = f'["{info.name}"]' if info.role in _LIST_SECTIONS else f'"{info.name}"'
-    yield f"  to use it  [{info.role}] use = {use}"
+    yield from _rows([("to use it", f"[{info.role}] use = {use}")])
     lines = [*describe_options(backend.options_model(info.role))]
     if lines:
         yield ""
         yield f"Options, in [{info.role}.{info.name}]:"
         yield from lines
     else:
-        yield "  options    none"
+        yield from _rows([("options", "none")])
+
+
+def _rows(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+    return (f"  {title:<9}  {text}" for title, text in rows)
+
+
+def _describe_origin(info: PluginInfo) -> Iterator[tuple[str, str]]:
+    """Yield where an imported plugin comes from, and what it needs installed."""
+    yield "from", f"{info.distribution} {info.version} ({info.value})"
+    if folder := editable_folder(info.distribution):
+        yield "editable", f"from {folder}"
+    module = sys.modules.get(info.value.partition(":")[0].strip())
+    if file := getattr(module, "__file__", None):
+        yield "file", file
+    state = read_state(info)
+    if needs := list_requirements(info) if info.distribution != PROJECT else []:
+        yield "needs", _mark_missing(needs, state)
+    if extra := list_extra(info):
+        yield "extra", f"{info.distribution}[{info.name}]: {_mark_missing(extra, state)}"
+    if state.install:
+        yield "install", state.install
+
+
+def _mark_missing(packages: Sequence[str], state: PluginState) -> str:
+    return ", ".join(f"{p} (missing)" if p in state.missing else p for p in packages)
+
+
+def _describe_api(backend: Backend) -> Iterator[tuple[str, str]]:
+    stated = getattr(backend.plugin, f"{PROJECT}_api", None)
+    yield "API", f"{API_VERSION}, as it states none" if stated is None else str(stated)
+
+
+def _describe_wrapper(backend: Backend) -> Iterator[tuple[str, str]]:
+    yield "around", ", ".join(h for h in HOOKS if hook_function(h) in backend.options_models)
+    for word, names in (("before", backend.before), ("after", backend.after)):
+        if names:
+            yield word, ", ".join(names)
+    yield "to use it", f'[run] plugins = ["{backend.info.name}"]'
 
 
 def describe_options(model: type[PluginOptions]) -> Iterator[str]:

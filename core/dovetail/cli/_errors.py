@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from dovetail.cli._console import complain, discard_output
+from dovetail.cli._console import complain, discard_output, wrap_text
 
 FAILED = 1
 BAD_USAGE = 2
@@ -113,13 +113,4 @@ def _complain_error(message: str) -> None:
 
 
 def _wrap(line: str, width: int) -> list[str]:
-    import textwrap
-
-    indent = " " * (len(line) - len(line.lstrip(" -")) or 2)
-    return textwrap.wrap(
-        line,
-        width,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    ) or [""]
+    return wrap_text(line, width, " " * (len(line) - len(line.lstrip(" -")) or 2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -12,12 +11,16 @@ import click
 
 from dovetail._version import __version__
 from dovetail.cli._errors import debug_option, run_guarded
+from dovetail.cli._table import TableGroup
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("dovetail.cli.train:train", "Train a model as a config says, and export it."),
     "verify": ("dovetail.cli.verify:verify", "Run a bundle's artifacts and compare the outputs."),
-    "plugins": ("dovetail.cli.plugins:plugins", "List the installed plugins, or show one."),
-    "schema": ("dovetail.cli.schema:schema", "Print the JSON Schema of the config."),
+    "plugins": (
+        "dovetail.cli.plugins:plugins",
+        "List, show and check plugins, or write a new one.",
+    ),
+    "schema": ("dovetail.cli.schema:schema", "Print the JSON Schema of the config, or write it."),
     "version": ("dovetail.cli.version:version", "Print the versions of what a run builds on."),
 }
 """Where each command is, and its line in the help."""
@@ -34,25 +37,10 @@ Exit status:
 _COMPLETION = "_DOVETAIL_COMPLETE"
 
 
-class LazyGroup(click.Group):
-    """A group that imports a command only to run it or to show its own help."""
+class LazyGroup(TableGroup):
+    """The commands of the table, with errors as messages."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order of the table."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands from the table."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+    table = COMMANDS
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

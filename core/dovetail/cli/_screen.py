@@ -96,16 +96,25 @@ class Screen:
             finally:
                 self._live = None
 
-    @contextmanager
-    def warnings_as_lines(self) -> Iterator[None]:
-        """Show each warning as one line, without the place in the source that raised it."""
+    def warnings_as_lines(self) -> AbstractContextManager[None]:
+        """Show each warning as one line among the others."""
+        return warnings_as_lines(self.say)
 
-        def show(message: Warning | str, *_: Any, **__: Any) -> None:
-            self.say(f"warning: {' '.join(str(message).split())}")
 
-        with warnings.catch_warnings():
-            warnings.showwarning = show
-            yield
+@contextmanager
+def warnings_as_lines(say: Callable[[str], None]) -> Iterator[None]:
+    """Show each warning as one line, without the place in the source that raised it.
+
+    Args:
+        say: Prints a line.
+    """
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        say(f"warning: {' '.join(str(message).split())}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def draw_standing(standing: Standing) -> RenderableType:

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 
 import click
 
-from dovetail.cli._console import format_columns, say
+from dovetail.cli._console import format_columns, say, wrap_text
 from dovetail.cli._errors import FAILED, debug_option
-from dovetail.cli._state import PluginState, load_state, read_state
+from dovetail.cli._options import admission_options, check_option, flagged_admission, json_option
+from dovetail.cli._state import PluginState, kept_out_state, probe, probed_state, read_state
+from dovetail.cli._table import TableGroup
+from dovetail.registry.admission import Admission
 from dovetail.registry.listing import ROLES, PluginInfo, Role, list_entry_points
 
 _HEADER = ("HOOK", "NAME", "DISTRIBUTION", "VERSION", "STATE")
+_WIDTH = 80
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-check_option = click.option(
-    "--check", is_flag=True, help="Import every listed plugin and say which are broken."
-)
+SUBCOMMANDS: dict[str, tuple[str, str]] = {
+    "show": ("dovetail.cli._show:show", "Show a plugin with its options."),
+    "order": ("dovetail.cli._order:order", "Show what would run for a hook, outermost first."),
+    "trace": ("dovetail.cli._trace:trace", "Show every hook call of a run, without training."),
+    "doctor": ("dovetail.cli._doctor:doctor", "Look for what is wrong with the plugins."),
+    "new": ("dovetail.cli._new:new", "Write a new plugin: a distribution that works."),
+}
+"""Where each command is, and its line in the help."""
 
 
-class PluginsGroup(click.Group):
-    """`plugins`, `plugins HOOK` and `plugins show NAME`."""
+class PluginsGroup(TableGroup):
+    """`plugins`, `plugins HOOK` and the commands of the table."""
+
+    table = SUBCOMMANDS
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return `show`, or the list of one hook."""
+        """Return a command of the table, or the list of one hook."""
         found = super().get_command(ctx, cmd_name)
         return _list_of(role) if found is None and (role := _as_role(cmd_name)) else found
 
@@ -32,50 +43,39 @@ class PluginsGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or say which hooks there are."""
-        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+        known = (*SUBCOMMANDS, *ROLES)
+        if not args[0].startswith("-") and args[0] not in known:
             from dovetail.errors import did_you_mean
 
-            hint = did_you_mean(args[0], ROLES) or f"One plugin: {ctx.command_path} show {args[0]}"
+            hint = did_you_mean(args[0], known) or f"One plugin: {ctx.command_path} show {args[0]}"
             message = f"{args[0]!r} is no hook; the hooks are {', '.join(ROLES)}. {hint}"
             raise click.UsageError(message, ctx)
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=PluginsGroup, invoke_without_command=True, subcommand_metavar="[HOOK | show NAME]")
+@click.group(
+    cls=PluginsGroup,
+    invoke_without_command=True,
+    subcommand_metavar="[HOOK | COMMAND [ARGS]...]",
+)
 @json_option
 @check_option
+@admission_options
 @debug_option
 @click.pass_context
 def plugins(ctx: click.Context, as_json: bool, check: bool) -> None:
-    """List the installed plugins, or show one.
+    """List, show and check plugins, or write a new one.
 
     The list is read from the metadata of the installed packages; no plugin is imported for it.
     "ready" says that all it declares to need is there; --check imports the plugins and knows.
 
     HOOK is compile, collate, accumulate, log, export, or wrap for plugins that wrap hooks.
+
+    Where no option says who may offer plugins, the environment may: DOVETAIL_PLUGIN_AUTOLOAD=0,
+    DOVETAIL_PLUGIN_ALLOW=DIST,DIST.
     """
-    ctx.obj = (as_json, check)
     if ctx.invoked_subcommand is None:
         _print_list(None, as_json=as_json, check=check)
-
-
-@plugins.command()
-@click.argument("name")
-@click.option("--hook", type=click.Choice(ROLES), help="Only the plugin of this hook.")
-@debug_option
-def show(name: str, hook: Role | None) -> None:
-    """Show a plugin with its options.
-
-    NAME may be HOOK.NAME or DISTRIBUTION:NAME. A name that several hooks know is shown for each.
-    The plugin is imported for it.
-    """
-    from dovetail.cli._details import describe_plugin, find_plugins
-
-    for index, info in enumerate(find_plugins(list_entry_points(), name, hook)):
-        if index:
-            say()
-        for line in describe_plugin(info):
-            say(line)
 
 
 def _as_role(text: str) -> Role | None:
@@ -86,19 +86,20 @@ def _list_of(role: Role) -> click.Command:
     @click.command(role, help=f"List the plugins of {role}.")
     @json_option
     @check_option
+    @admission_options
     @debug_option
-    @click.pass_context
-    def list_role(ctx: click.Context, as_json: bool, check: bool) -> None:
-        outer_json, outer_check = ctx.obj
-        _print_list(role, as_json=as_json or outer_json, check=check or outer_check)
+    def list_role(as_json: bool, check: bool) -> None:
+        _print_list(role, as_json=as_json, check=check)
 
     return list_role
 
 
 def _print_list(role: Role | None, *, as_json: bool, check: bool) -> None:
     everyone = list_entry_points()
+    admission = flagged_admission()
+    admission.check(everyone)
     listed = [info for info in everyone if role in (None, info.role)]
-    states = [load_state(info) if check else read_state(info, everyone) for info in listed]
+    states = _find_states(listed, everyone, admission, check=check)
     if as_json:
         say(json.dumps([_as_json(*row) for row in zip(listed, states, strict=True)], indent=2))
     else:
@@ -106,6 +107,23 @@ def _print_list(role: Role | None, *, as_json: bool, check: bool) -> None:
             say(line)
     if any(state.is_broken for state in states):
         raise click.exceptions.Exit(FAILED)
+
+
+def _find_states(
+    listed: Sequence[PluginInfo],
+    everyone: Sequence[PluginInfo],
+    admission: Admission,
+    *,
+    check: bool,
+) -> list[PluginState]:
+    offers = Counter((info.role, info.name) for info in everyone if admission.admits(info))
+    seen = [info for info in listed if admission.admits(info)]
+    if check:
+        found = [probed_state(probed) for probed in probe(seen).values()]
+    else:
+        found = [read_state(p, is_shared=offers[p.role, p.name] > 1) for p in seen]
+    states = dict(zip(seen, found, strict=True))
+    return [states.get(info) or kept_out_state(admission) for info in listed]
 
 
 def _describe(
@@ -118,7 +136,8 @@ def _describe(
         for info, state in zip(listed, states, strict=True)
     ]
     lines = format_columns(rows, _HEADER)
-    reasons = [f"- {state.reason}" for state in states if state.reason]
+    told = dict.fromkeys(state.reason for state in states if state.reason)
+    reasons = [line for reason in told for line in wrap_text(f"- {reason}", _WIDTH)]
     installs = dict.fromkeys(f"  {state.install}" for state in states if state.install)
     if reasons:
         lines += ["", *reasons]

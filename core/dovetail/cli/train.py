@@ -12,6 +12,7 @@ import click
 from dovetail._version import __version__
 from dovetail.cli._console import complain, say
 from dovetail.cli._errors import FAILED, INTERRUPTED, debug_option
+from dovetail.cli._options import admission_options, flagged_registry, spell_admission
 from dovetail.cli._screen import Screen, choose_mode, is_first_process
 from dovetail.cli._watch import RunWatcher
 
@@ -31,11 +32,23 @@ _HEARTBEAT_S = 10.0
     flag_value="latest",
     help="Go on with a run: its folder, its id, or the latest one.",
 )
+@click.option(
+    "--frozen",
+    type=click.Path(path_type=Path),
+    metavar="LOCK",
+    help="Run with exactly the plugins of this plugins.lock.json, or of this run's folder.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Print errors and the paths at the end only.")
 @click.option("--plain", is_flag=True, help="Print lines instead of a bar, as into a pipe.")
+@admission_options
 @debug_option
 def train(
-    config: Path | None, overrides: tuple[str, ...], resume: str | None, quiet: bool, plain: bool
+    config: Path | None,
+    overrides: tuple[str, ...],
+    resume: str | None,
+    frozen: Path | None,
+    quiet: bool,
+    plain: bool,
 ) -> None:
     """Train a model as a config says, and export it.
 
@@ -45,22 +58,22 @@ def train(
     if config is None or (resume is not None and _is_config(resume)):
         hint = f" --resume took {resume!r} for a run: put it last." if resume else ""
         raise click.UsageError(f"Missing argument 'CONFIG'.{hint}", click.get_current_context())
-    _check_early(config, overrides)
+    _check_early(config, overrides, frozen)
     screen = Screen(choose_mode(quiet=quiet, plain=plain))
     watcher = RunWatcher(screen.say, _HEARTBEAT_S if screen.mode == "plain" else None)
     try:
-        result = _train(config, overrides, resume, screen, watcher)
+        result = _train(config, overrides, resume, frozen, screen, watcher)
     except KeyboardInterrupt:
         if is_first_process():
             complain("interrupted")
-            for line in _describe_resume(config, overrides, watcher.run_dir):
+            for line in _describe_resume(config, overrides, frozen, watcher.run_dir):
                 say(line)
         raise click.exceptions.Exit(INTERRUPTED) from None
     except Exception:
         if watcher.run_dir is not None:
             complain(f"what the run left behind: {watcher.run_dir}")
         raise
-    _print_result(result, config, overrides, screen)
+    _print_result(result, config, overrides, frozen, screen)
 
 
 def _is_config(text: str) -> bool:
@@ -68,17 +81,21 @@ def _is_config(text: str) -> bool:
     return ("=" in text or text.endswith((".toml", ".json"))) and not Path(text).is_dir()
 
 
-def _check_early(config: Path, overrides: tuple[str, ...]) -> None:
+def _check_early(config: Path, overrides: tuple[str, ...], frozen: Path | None) -> None:
     """Refuse what can be refused before torch is imported, which takes seconds."""
     from dovetail.config import apply_overrides, read_config_file
+    from dovetail.registry.lock import read_lock
 
     apply_overrides(read_config_file(config), overrides)
+    if frozen is not None:
+        read_lock(frozen)
 
 
 def _train(
     config: Path,
     overrides: tuple[str, ...],
     resume: str | None,
+    frozen: Path | None,
     screen: Screen,
     watcher: RunWatcher,
 ) -> TrainingResult:
@@ -87,13 +104,24 @@ def _train(
         from dovetail import pipeline
 
         try:
-            return pipeline.train(config, overrides, resume=resume, observer=watcher)
+            return pipeline.train(
+                config,
+                overrides,
+                resume=resume,
+                frozen=frozen,
+                registry=flagged_registry(),
+                observer=watcher,
+            )
         finally:
             watcher.finish()
 
 
 def _print_result(
-    result: TrainingResult, config: Path, overrides: tuple[str, ...], screen: Screen
+    result: TrainingResult,
+    config: Path,
+    overrides: tuple[str, ...],
+    frozen: Path | None,
+    screen: Screen,
 ) -> None:
     from dovetail.cli._results import describe_paths, describe_result
 
@@ -110,7 +138,7 @@ def _print_result(
         for line in describe_paths(result):
             say(line)
         if is_interrupted:
-            for line in _describe_resume(config, overrides, result.run_dir):
+            for line in _describe_resume(config, overrides, frozen, result.run_dir):
                 say(line)
         elif result.bundle is not None:
             say(f"check it with: {shlex.join(['dovetail', 'verify', str(result.bundle.path)])}")
@@ -119,11 +147,12 @@ def _print_result(
 
 
 def _describe_resume(
-    config: Path, overrides: tuple[str, ...], run_dir: Path | None
+    config: Path, overrides: tuple[str, ...], frozen: Path | None, run_dir: Path | None
 ) -> Iterator[str]:
     """Yield the command that goes on with a run, if it has anything to go on from."""
     if run_dir is None or not any((run_dir / "checkpoints").glob("step-*")):
         yield "there is no checkpoint to resume from"
         return
-    command = ["dovetail", "train", str(config), *overrides, "--resume", str(run_dir)]
+    plugins = [*(["--frozen", str(frozen)] if frozen else []), *spell_admission()]
+    command = ["dovetail", "train", str(config), *overrides, *plugins, "--resume", str(run_dir)]
     yield f"resume with: {shlex.join(command)}"

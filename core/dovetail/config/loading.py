@@ -69,6 +69,8 @@ def _parse(text: str, where: str, *, is_json: bool) -> dict[str, Any]:
         found = f"holds a {type(data).__name__}"
         raise ConfigError(build_message(where, found, "an object with one key per section"))
     tables: dict[str, Any] = data
+    if is_json:
+        tables.pop("$schema", None)  # for editors; a TOML file says it in a comment
     return tables
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from dovetail._markers import GROUPS, HOOKS, WRAPPER_GROUP, HookName
@@ -50,6 +50,8 @@ class PluginInfo:
     """Import path of the plugin object."""
     is_reserved: bool = False
     """Whether its name has a meaning of its own in the config, so that nobody can choose it."""
+    requires: tuple[str, ...] | None = field(default=None, compare=False, repr=False)
+    """Requirements of its distribution, those of extras too; `None` where nothing tells."""
 
     @property
     def where(self) -> str:
@@ -76,27 +78,31 @@ def list_entry_points() -> list[PluginInfo]:
     """Return every plugin that an installed distribution declares, by role and name."""
     entries = importlib.metadata.entry_points()
     found: list[PluginInfo] = []
-    owners: dict[int, tuple[str, str]] = {}
+    owners: dict[int, tuple[str, str, tuple[str, ...] | None]] = {}
     for role in ROLES:
         group = WRAPPER_GROUP if role == "wrap" else GROUPS[role]
         for entry in entries.select(group=group):
             # Each look at a distribution's metadata reads and parses the file again.
             key = id(entry.dist)
-            name, version = owners[key] = owners.get(key) or _owner(entry)
-            reserved = entry.name in RESERVED
-            found.append(PluginInfo(role, entry.name, name, version, entry.value, reserved))
+            name, version, requires = owners[key] = owners.get(key) or _owner(entry)
+            is_reserved = entry.name in RESERVED
+            info = PluginInfo(role, entry.name, name, version, entry.value, is_reserved, requires)
+            found.append(info)
     return sort_plugins(found)
 
 
-def _owner(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
-    """Return name and version of the distribution that declares an entry point.
+def _owner(
+    entry: importlib.metadata.EntryPoint,
+) -> tuple[str, str, tuple[str, ...] | None]:
+    """Return name, version and requirements of the distribution that declares an entry point.
 
     A folder that an interrupted installation left behind has entry points and no metadata. It
     must not keep everybody else from being listed.
     """
     headers = read_headers(entry.dist) if entry.dist is not None else {}
     name, version = (headers.get(key, [""])[0] for key in ("Name", "Version"))
-    return name or "unknown distribution", version
+    requires = tuple(headers.get("Requires-Dist", ())) if headers else None
+    return name or "unknown distribution", version, requires
 
 
 def read_headers(distribution: importlib.metadata.Distribution) -> dict[str, list[str]]:

@@ -75,14 +75,16 @@ def probe_plugins(plugins: Sequence[PluginInfo], timeout_s: float = TIMEOUT_S) -
     Raises:
         PluginError: No process could be started for it.
     """
-    groups = [plugins] if CAN_FORK else [[info] for info in plugins]
-    for group in groups:
-        if group:
-            yield from _ask(group, timeout_s)
+    rest = list(plugins)
+    while rest:
+        # A plugin may end the process that forks, too: the others get another one.
+        for probed in _ask(rest if CAN_FORK else rest[:1], timeout_s):
+            rest = rest[1:]
+            yield probed
 
 
 def _ask(plugins: Sequence[PluginInfo], timeout_s: float) -> Iterator[Probed]:
-    """Start the child process and read its answers."""
+    """Start the child process and read its answers, one at least."""
     with _started_child() as process:
         requests, answers = _pipes(process)
         rows = [asdict(info) for info in plugins]
@@ -107,10 +109,10 @@ def _ask(plugins: Sequence[PluginInfo], timeout_s: float) -> Iterator[Probed]:
             watch.cancel()
             if line:
                 yield _from_json(line)
-            elif time.perf_counter() - start_s >= timeout_s:
-                yield _timed_out(info, timeout_s)
-            else:
-                yield _ended(info, process.wait())
+                continue
+            is_late = not CAN_FORK and time.perf_counter() - start_s >= timeout_s
+            yield _timed_out(info, timeout_s) if is_late else _ended(info, process.wait())
+            return
 
 
 @contextmanager
@@ -127,7 +129,8 @@ def _started_child() -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
-        process.terminate()
+        # A process that forks ends its fork with it; any other may hold a thread that goes on.
+        process.terminate() if CAN_FORK else process.kill()
         process.wait()
         for pipe in _pipes(process):
             with suppress(OSError):

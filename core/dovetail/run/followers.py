@@ -90,8 +90,11 @@ class Follower:
     def _follow(self) -> None:
         rewind = getattr(self._tracker, "rewind", None)
         if self._is_resumed and rewind is not None:
-            self._offset, step = _last_step_before(self._path, self._offset)
-            self._try(lambda: rewind(step - 1))
+            start, step = _last_step_before(self._path, self._offset)
+            if self._offset < self._path.stat().st_size:
+                # It may have taken more than the cursor tells of: from that step on, all again.
+                self._offset, step = start, step - 1
+            self._try(lambda: rewind(step))
         self._try(lambda: self._tracker.log_params(self._params))
         is_last = False
         while not is_last and self.parked_by is None:
@@ -147,9 +150,9 @@ class Follower:
 def _last_step_before(path: Path, end: int) -> tuple[int, int]:
     """Return where the records of the last step before a place of the log begin, and that step.
 
-    A tracker may have taken more than its cursor tells of, the evaluation of that step among it:
-    whoever rewinds to the step before and is fed from here has everything once. Where there is no
-    record, it is the beginning and step 0.
+    A step may have several records, that of its evaluation among them: whoever rewinds to the step
+    before and is fed from here has everything once. Where there is no record, it is the beginning
+    and step 0.
     """
     start, last_step = 0, 0
     position = 0

@@ -80,7 +80,7 @@ def run_process(script: str, request: Mapping[str, Any]) -> subprocess.Completed
     """Run a script of this package in a fresh process, in an empty folder.
 
     Args:
-        script: File name in this package.
+        script: Path of the file in this package.
         request: JSON-able; what it reads from its stdin.
 
     Raises:
@@ -89,7 +89,7 @@ def run_process(script: str, request: Mapping[str, Any]) -> subprocess.Completed
     with tempfile.TemporaryDirectory(prefix="dovetail-", ignore_cleanup_errors=True) as empty:
         try:
             return subprocess.run(
-                [sys.executable, "-B", "-c", _RUN, str(Path(__file__).with_name(script))],
+                [sys.executable, "-B", "-c", _RUN, str(Path(__file__).parent / script)],
                 input=json.dumps(request),
                 capture_output=True,
                 text=True,

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from dovetail.cli import _state
 from dovetail.cli._group import cli
 
 MODULE = '''
@@ -178,6 +179,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     # The fresh processes in which artifacts are proven find it too.
     monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
     monkeypatch.setattr("dovetail.registry._default", None)
+    _state._is_installed.cache_clear()  # kept for the time of a command
     before = set(sys.modules)
     numbers = itertools.count()
 
@@ -207,6 +209,12 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     for name in set(sys.modules) - before:
         if name.startswith(tmp_path.name.replace("-", "_")):
             del sys.modules[name]
+
+
+@pytest.fixture
+def light_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the process that imports plugins the import of torch."""
+    monkeypatch.setattr("dovetail.registry.probe.PRELOADED", ())
 
 
 @dataclass(frozen=True)

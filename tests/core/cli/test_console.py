@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from dovetail.cli._console import format_columns
+from dovetail.cli._console import format_columns, wrap_text
 
 COMMAND = (sys.executable, "-m", "dovetail")
 
@@ -94,3 +94,13 @@ def test_error_is_one_line_in_a_pipe() -> None:
 
 def test_list_has_no_colour_on_a_terminal_either() -> None:
     assert "\x1b" not in read_terminal("plugins")
+
+
+def test_wrap_text_keeps_a_command_that_installs_in_one_piece() -> None:
+    text = "it is not here. Install it: pip install --upgrade some-tools or leave it out"
+    assert wrap_text(text, 34) == [
+        "it is not here. Install it:",
+        "  pip install --upgrade some-tools",
+        "  or leave it out",
+    ]
+    assert wrap_text("", 20) == [""]

@@ -13,6 +13,7 @@ from click.testing import Result
 
 from dovetail import __version__
 from dovetail.cli._group import COMMANDS, cli
+from dovetail.cli.plugins import SUBCOMMANDS
 
 HEAVY = {"torch", "numpy", "pydantic", "onnx", "wandb", "torchvision", "tensorboard", "rich"}
 
@@ -30,7 +31,8 @@ def test_help_explains_every_exit_status(run_cli: Callable[..., Result]) -> None
 
 
 def test_help_fits_eighty_columns(run_cli: Callable[..., Result]) -> None:
-    for command in ((), *((name,) for name in COMMANDS), ("plugins", "show")):
+    nested = (("plugins", name) for name in SUBCOMMANDS)
+    for command in ((), *((name,) for name in COMMANDS), *nested):
         result = run_cli(*command, "--help")
         assert result.exit_code == 0
         assert max(map(len, result.output.splitlines())) <= 80
@@ -81,7 +83,9 @@ def test_module_runs_as_the_command_does() -> None:
     assert ended.stdout == f"dovetail {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["--help", "plugins", "plugins collate --json", "version"])
+@pytest.mark.parametrize(
+    "command", ["--help", "plugins", "plugins collate --json", "plugins --help", "version"]
+)
 def test_command_imports_nothing_heavy_and_no_plugin(command: str) -> None:
     code = (
         "import sys\n"

@@ -7,8 +7,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import Result
+
+from dovetail.cli.plugins import SUBCOMMANDS, plugins
+
+pytestmark = pytest.mark.usefixtures("light_probe")
 
 Install = Callable[..., Path]
 Run = Callable[..., Result]
@@ -65,6 +70,11 @@ def row_of(result: Result, name: str) -> list[str]:
     rows = [line.split(maxsplit=4) for line in result.stdout.splitlines()]
     (row,) = [cells for cells in rows if cells[1:2] == [name]]
     return row
+
+
+def words(result: Result) -> str:
+    """Return the output with single blanks, wherever its lines were broken."""
+    return " ".join(result.stdout.split())
 
 
 def test_list_tells_hook_name_distribution_and_version_without_an_import(
@@ -174,7 +184,8 @@ def test_state_of_a_reserved_name_says_that_nobody_can_choose_it(
     install("bold-tools", {"compile": ("off",)})
     result = run_cli("plugins", "compile")
     assert row_of(result, "off")[4] == "cannot be chosen"
-    assert "- the name 'off' has a meaning of its own in the config" in result.stdout
+    told = "- plugin 'off' (bold-tools 1.2): its name has a meaning of its own in the config"
+    assert told in words(result)
 
 
 def test_check_imports_every_plugin_and_fails_when_one_is_broken(
@@ -190,8 +201,65 @@ def test_check_imports_every_plugin_and_fails_when_one_is_broken(
     assert row_of(result, "bad")[4] == "broken"
     assert row_of(result, "odd")[4] == "broken"
     assert row_of(result, "lone")[4] == "needs surely_absent"
-    assert "imported, though nobody asked for it" in result.stdout
+    assert "imported, though nobody asked for it" in words(result)
     assert "pip install surely_absent" in result.stdout
+
+
+def test_check_survives_a_plugin_that_ends_its_process(install: Install, run_cli: Run) -> None:
+    install("exit-tools", {"log": ("gone",)}, "import os\nos._exit(0)")
+    install("good-tools", {"log": ("good",)}, TRACKER)
+    result = run_cli("plugins", "log", "--check")
+    assert result.exit_code == 1
+    assert row_of(result, "gone")[4] == "ends the process"
+    assert row_of(result, "good")[4] == "loads"
+
+
+@pytest.mark.parametrize("where", ["before", "after", "environment"])
+def test_list_shows_who_is_kept_out_and_by_what(
+    install: Install, run_cli: Run, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    install("good-tools", {"log": ("good",)}, EXPLODES)
+    install("other-tools", {"log": ("other",)}, EXPLODES)
+    flags = ("--allow", "Good_Tools")
+    arguments = {"before": (*flags, "log"), "after": ("log", *flags), "environment": ("log",)}
+    if where == "environment":
+        monkeypatch.setenv("DOVETAIL_PLUGIN_ALLOW", "good-tools")
+    result = run_cli("plugins", *arguments[where])
+    assert result.exit_code == 0, result.stderr
+    assert row_of(result, "good")[4] == "ready"
+    assert row_of(result, "other")[4] == "kept out"
+    assert row_of(result, "tensorboard")[4] != "kept out"
+    by = "environment variable DOVETAIL_PLUGIN_ALLOW"
+    by = by if where == "environment" else "option --allow"
+    assert result.stdout.count(f"- kept out by the {by}") == 1
+
+
+def test_check_imports_nobody_who_is_kept_out(install: Install, run_cli: Run) -> None:
+    install("bad-tools", {"log": ("bad",)}, EXPLODES)
+    result = run_cli("plugins", "--no-autoload", "--check", "log")
+    assert result.exit_code == 0
+    assert row_of(result, "bad")[4] == "kept out"
+
+
+@pytest.mark.parametrize("command", [(), ("show", "exact"), ("doctor",), ("order", "log")])
+def test_allowing_what_does_not_exist_is_an_error(run_cli: Run, command: tuple[str, ...]) -> None:
+    result = run_cli("plugins", *command, "--allow", "surely-absent")
+    assert result.exit_code == 2
+    assert "option --allow: no installed distribution offers 'surely-absent'" in result.stderr
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_help_line_is_what_the_command_says_of_itself(name: str) -> None:
+    with click.Context(plugins) as context:
+        command = plugins.get_command(context, name)
+    assert command is not None
+    assert command.get_short_help_str(100).startswith(SUBCOMMANDS[name][1].removesuffix("."))
+
+
+def test_help_lists_every_command(run_cli: Run) -> None:
+    output = run_cli("plugins", "--help").output
+    for name, (_, line) in SUBCOMMANDS.items():
+        assert f"  {name.ljust(6)}  {line}" in output
 
 
 def test_check_succeeds_when_a_package_is_all_that_is_missing(
@@ -208,8 +276,12 @@ def test_show_tells_origin_use_and_options(install: Install, run_cli: Run) -> No
     lines = result.stdout.splitlines()
     assert lines[:2] == ["slow: plugin of the collate hook", "  Collates nothing, slowly."]
     assert lines[2].startswith("  from       slow-tools 1.2 (")
-    assert lines[3:] == [
+    assert lines[3].startswith("  file       ")
+    assert Path(lines[3].split()[1]).read_text() == COLLATOR
+    assert lines[4:] == [
+        "  needs      torch",
         "  extra      slow-tools[slow]: click",
+        "  API        1, as it states none",
         '  to use it  [collate] use = "slow"',
         "",
         "Options, in [collate.slow]:",
@@ -223,10 +295,36 @@ def test_show_tells_origin_use_and_options(install: Install, run_cli: Run) -> No
 
 
 def test_show_tells_which_hooks_a_wrapper_is_around(install: Install, run_cli: Run) -> None:
-    install("time-tools", {"wrap": ("timer",)}, WRAPPER)
+    order = 'dovetail_api = 1\ndovetail_before = ("upload", "notify")\n'
+    install("time-tools", {"wrap": ("timer",)}, WRAPPER + order)
     lines = run_cli("plugins", "show", "timer").stdout.splitlines()
     assert '  to use it  [run] plugins = ["timer"]' in lines
-    assert "  around     dovetail_export" in lines
+    assert "  around     export" in lines
+    assert "  before     upload, notify" in lines
+    assert "  API        1" in lines
+    assert not any(line.startswith("  after") for line in lines)
+
+
+def test_show_tells_what_is_missing_and_where_an_editable_plugin_lies(
+    install: Install, run_cli: Run
+) -> None:
+    requires = ("click", "surely-absent>=2", "dovetail")
+    site = install("edit-tools", {"log": ("edit",)}, TRACKER, requires)
+    content = {"url": site.as_uri(), "dir_info": {"editable": True}}
+    (site / "edit_tools-1.2.dist-info" / "direct_url.json").write_text(json.dumps(content))
+    lines = run_cli("plugins", "show", "edit").stdout.splitlines()
+    assert f"  editable   from {site}" in lines
+    assert "  needs      click, surely-absent (missing)" in lines
+    assert "  install    pip install edit-tools" in lines
+
+
+def test_show_refuses_a_plugin_that_is_kept_out(install: Install, run_cli: Run) -> None:
+    install("bad-tools", {"log": ("bad",)}, EXPLODES)
+    result = run_cli("plugins", "show", "bad", "--no-autoload")
+    assert result.exit_code == 2
+    assert "plugin 'bad': is kept out by option --no-autoload;" in result.stderr
+    assert "bad-tools offers it: allow it there." in result.stderr
+    assert run_cli("plugins", "show", "tabular", "--no-autoload").exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -264,15 +362,26 @@ def test_show_fails_with_the_reason_when_the_plugin_is_broken(
         (("exat",), "Did you mean 'exact'?"),
         (("exact", "--hook", "log"), "It is a plugin of the accumulate hook."),
         (("log.exact",), "is not installed"),
+        (("absent-backend",), "Install it: pip install dovetail-absent"),
+        (("log.absent-backend",), "Install it: pip install dovetail-absent"),
     ],
 )
-def test_show_refuses_an_unknown_name(run_cli: Run, arguments: tuple[str, ...], hint: str) -> None:
+def test_show_refuses_an_unknown_name(
+    run_cli: Run, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], hint: str
+) -> None:
+    # The known ones may be installed here.
+    known = {("log", "absent-backend"): "dovetail-absent"}
+    monkeypatch.setattr("dovetail.cli._details.KNOWN_CONTRIB", known)
     result = run_cli("plugins", "show", *arguments)
     assert result.exit_code == 2
     assert hint in result.stderr
 
 
-def test_show_describes_every_installed_plugin(run_cli: Run) -> None:
+def test_show_describes_every_installed_plugin(
+    run_cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Once for all of them, not once for each.
+    monkeypatch.setattr("dovetail.registry.probe.PRELOADED", ("torch",))
     rows = json.loads(run_cli("plugins", "--json", "--check").stdout)
     loadable = [row for row in rows if row["state"] == "loads"]
     assert {row["hook"] for row in loadable} >= {"collate", "accumulate"}

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,6 +209,52 @@ def test_train_exits_1_with_the_reason_when_a_format_fails(
     assert "bad failed at its export: " in told
     assert "knows no linear layers" in told
     assert (exporting_project.runs[0] / "bundle" / "manifest.json").is_file()
+
+
+def test_train_with_a_lock_runs_with_the_same_plugins_only(project: Any, run_cli: Run) -> None:
+    assert run_cli("train", "tiny.toml", "run.id=one", "train.max_steps=1").exit_code == 0
+    lock = "runs/tiny/one"
+    arguments = ("--frozen", lock, "run.id=two", "train.max_steps=1")
+    assert run_cli("train", "tiny.toml", *arguments).exit_code == 0
+    text = (Path(lock) / "plugins.lock.json").read_text()
+    assert (Path("runs/tiny/two") / "plugins.lock.json").read_text() == text
+    changed = run_cli("train", "tiny.toml", "--frozen", lock, "accumulate.exact.steps=2")
+    assert changed.exit_code == 2
+    assert "accumulate plugin 'exact': its options differ" in changed.stderr
+    assert len(project.runs) == 2
+
+
+def test_train_exits_2_when_there_is_no_such_lock(project: Any, run_cli: Run) -> None:
+    result = run_cli("train", "tiny.toml", "--frozen", "absent.json")
+    assert result.exit_code == 2
+    assert "error: lock 'absent.json': not found." in result.stderr
+
+
+def test_train_is_resumed_with_the_same_lock_and_the_same_list(project: Any, run_cli: Run) -> None:
+    assert run_cli("train", "tiny.toml", "run.id=one", "train.max_steps=1").exit_code == 0
+    overrides = ("model.kwargs.interrupt_at=2", "run.id=two")
+    flags = ("--frozen", "runs/tiny/one", "--allow", "dovetail-default")
+    stopped = run_cli("train", "tiny.toml", *flags, *overrides)
+    assert stopped.exit_code == 130, stopped.stderr
+    arguments = resume_command(stopped.stdout)
+    assert arguments == ["train", "tiny.toml", *overrides, *flags, "--resume", "runs/tiny/two"]
+    assert run_cli(*arguments, "train.max_steps=3").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--no-autoload",), "dovetail-default offers it; option --no-autoload keeps it out."),
+        (("--allow", "absent"), "option --allow: no installed distribution offers 'absent'"),
+        (("--no-autoload", "--allow", "dovetail-default"), None),
+    ],
+)
+def test_train_takes_plugins_of_allowed_distributions_only(
+    project: Any, run_cli: Run, flags: tuple[str, ...], message: str | None
+) -> None:
+    result = run_cli("train", "tiny.toml", "train.max_steps=1", *flags)
+    assert result.exit_code == (0 if message is None else 2)
+    assert message is None or message in result.stderr
 
 
 @pytest.mark.slow

@@ -245,3 +245,9 @@ def test_parse_config_returns_the_config_or_all_problems() -> None:
         "config train.lr",
         "config rum",
     ]
+
+
+def test_read_config_file_lets_json_name_its_schema_for_editors(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"$schema": "./dovetail.schema.json", "run": {"name": "digits"}}')
+    assert read_config_file(path) == {"run": {"name": "digits"}}

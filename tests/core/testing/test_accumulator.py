@@ -10,7 +10,7 @@ from torch import nn
 from dovetail import PluginOptions, hookimpl
 from dovetail.errors import MissingDependencyError
 from dovetail.testing import AccumulatorSuite
-from dovetail.testing.accumulating import import_hypothesis
+from dovetail.testing.accumulator.accumulating import import_hypothesis
 from dovetail.types import AccumulationStats, WindowResult
 
 
@@ -144,13 +144,6 @@ class RoundsShares(Sums):
     def drop(self):
         super().drop()
         self.shares = 0.0
-
-    def state_dict(self):
-        return {**super().state_dict(), "shares": self.shares}
-
-    def load_state_dict(self, state):
-        super().load_state_dict(state)
-        self.shares = state["shares"]
 
     def state_dict(self):
         return {**super().state_dict(), "shares": self.shares}

@@ -71,6 +71,7 @@ FAULTS = {
     "GivesList": "batch_is_a_dict_of_tensors",
     "GivesPlainLabels": "batch_is_a_dict_of_tensors",
     "Averages": "tensors_have_a_row_per_sample",
+    "CountsSamples": "tensors_have_a_row_per_sample",
     "Squeezes": "single_sample_is_a_batch_of_one",
     "DropsWeight": "every_key_is_kept",
     "DropsUnknown": "unknown_key_is_kept",

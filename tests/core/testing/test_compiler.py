@@ -163,6 +163,23 @@ class StaleWeights(Guard):
         self.initial = copy.deepcopy(model.state_dict())
 
 
+class StaleInTraining(Guard):
+    """Trains with the weights it was compiled with; their gradients reach the parameters."""
+
+    def __init__(self, model, compiled) -> None:
+        super().__init__(model, compiled)
+        self.initial = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def __call__(self, features):
+        if not self.model.training:
+            return super().__call__(features)
+        stale = {n: p + (self.initial[n] - p).detach() for n, p in self.model.named_parameters()}
+        self.model._compiled_call_impl = None
+        output = torch.func.functional_call(self.model, stale, (features,))
+        self.model._compiled_call_impl = self
+        return output
+
+
 class Silent(Guard):
     def tell(self, err):
         pass
@@ -254,6 +271,10 @@ FAULTS = {
     "shifted gradient": (guarded(ShiftedGradient), {"outputs_and_gradients_agree"}),
     "shifted in evaluation": (guarded(ShiftedInEvaluation), {"eval_mode_agrees"}),
     "fixed shape": (guarded(FixedShape), {"second_shape_works"}),
+    "stale in training": (
+        guarded(StaleInTraining),
+        {"training_continues", "calls_run_compiled_code"},  # it runs the layers, too
+    ),
     "stale weights": (guarded(StaleWeights), {"saved_weights_load_into_the_model"}),
 }
 

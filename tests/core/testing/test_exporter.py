@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dovetail.testing import ConformanceError, ExporterSuite
-from dovetail.testing.closure import find_closure, find_fault, list_modules
+from dovetail.testing.exporter.closure import find_closure, find_fault, list_modules
 
 pytest.importorskip("torch")
 

@@ -94,6 +94,11 @@ class Averages(Padding):
         return {**batch, "mean": batch["features"].mean(0)}
 
 
+class CountsSamples(Padding):
+    def finish(self, batch, samples):
+        return {**batch, "count": torch.tensor(len(samples))}
+
+
 class Squeezes(Padding):
     def finish(self, batch, samples):
         return {key: value.squeeze(0) for key, value in batch.items()}

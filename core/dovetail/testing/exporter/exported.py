@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dovetail.bundle.golden import Arrays
-    from dovetail.testing.models import Subject
+    from dovetail.testing.exporter.models import Subject
     from dovetail.types import Artifact, Exporter
 
 _EXAMPLE = (4, 9)

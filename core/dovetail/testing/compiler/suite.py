@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dovetail.errors import build_message
 from dovetail.testing.batches import find_difference, is_equal, raise_unless
-from dovetail.testing.compiling import (
+from dovetail.testing.compiler.compiling import (
     Batch,
     Plant,
     PythonCalls,

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from dovetail.run.tracking import read_records
-from dovetail.testing.following import (
+from dovetail.testing.suite import expect
+from dovetail.testing.tracker.following import (
     Proxy,
     describe_difference,
     expected_series,
@@ -19,14 +20,13 @@ from dovetail.testing.following import (
     series_of,
     step_record,
 )
-from dovetail.testing.run_folder import (
+from dovetail.testing.tracker.run_folder import (
     count_bytes,
     digests,
     draw_noise,
     write_run_files,
 )
-from dovetail.testing.suite import expect
-from dovetail.testing.tracked_runs import PARAMS, TrackedRuns
+from dovetail.testing.tracker.tracked_runs import PARAMS, TrackedRuns
 from dovetail.types import Capability
 
 _PARAMS: Mapping[str, Any] = {

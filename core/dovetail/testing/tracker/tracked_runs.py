@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dovetail.run.tracking import LOG_NAME
-from dovetail.testing.following import (
+from dovetail.testing.processes import describe_suite, last_line, run_process
+from dovetail.testing.suite import ConformanceError, Suite, expect
+from dovetail.testing.tracker.following import (
     Followed,
     Rows,
     describe_difference,
@@ -24,9 +26,7 @@ from dovetail.testing.following import (
     series_of,
     step_record,
 )
-from dovetail.testing.processes import describe_suite, last_line, run_process
-from dovetail.testing.run_folder import RUN_FILES, count_bytes, find_strays, write_run_files
-from dovetail.testing.suite import ConformanceError, Suite, expect
+from dovetail.testing.tracker.run_folder import RUN_FILES, count_bytes, find_strays, write_run_files
 from dovetail.types import RunInfo, Tracker
 
 PARAMS: Mapping[str, Any] = {"train.lr": 0.1}
@@ -160,7 +160,7 @@ class TrackedRuns(Suite):
             "num_before": num_before,
             "num_after": num_after,
         }
-        ended = run_process("_follow_and_die.py", request)
+        ended = run_process("tracker/_follow_and_die.py", request)
         if ended.returncode not in (-getattr(signal, "SIGKILL", -1), int(signal.SIGTERM)):
             raise ConformanceError(f"it did not follow in a fresh process: {last_line(ended)}")
         lines = (directory / LOG_NAME).read_bytes().splitlines(keepends=True)

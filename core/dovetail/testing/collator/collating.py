@@ -126,6 +126,8 @@ class CollatingSuite(Suite):
     def _rows(self) -> Rows:
         left_out = {*self._drawn_keys(), *self.whole_batch_keys}
         batch = self._batch()
+        with reported_by("test_tensors_have_a_row_per_sample"):
+            self._check_rows(batch, len(self.samples))
         return Rows(batch, self._singles(), [key for key in batch if key not in left_out])
 
     def _own_keys(self) -> dict[str, None]:

@@ -11,9 +11,7 @@ from typing import Any
 import torch
 
 from dovetail.errors import MissingDependencyError, build_message
-from dovetail.testing.batches import raise_unless
-from dovetail.testing.suite import ConformanceError, Suite, reported_by
-from dovetail.testing.windows import (
+from dovetail.testing.accumulator.windows import (
     MicroBatch,
     Trainee,
     WeightKind,
@@ -21,6 +19,8 @@ from dovetail.testing.windows import (
     relative_error,
     split_windows,
 )
+from dovetail.testing.batches import raise_unless
+from dovetail.testing.suite import ConformanceError, Suite, reported_by
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 """Largest relative error of the weights, by dtype."""

@@ -10,14 +10,14 @@ from typing import Any
 
 from dovetail._markers import HOOKS, HookName, hook_function
 from dovetail.registry import Registry
-from dovetail.testing.references import (
+from dovetail.testing.suite import ConformanceError, Suite, expect
+from dovetail.testing.wrapper.references import (
     PlantedDovetailError,
     PlantedError,
     References,
     call_hook,
     use_part,
 )
-from dovetail.testing.suite import ConformanceError, Suite, expect
 
 _BACKEND = "reference"
 """Name of the backend that is wrapped."""

@@ -24,7 +24,7 @@ from dovetail.testing.batches import (
     is_same_value,
     raise_unless,
 )
-from dovetail.testing.collating import CollatingSuite
+from dovetail.testing.collator.collating import CollatingSuite
 from dovetail.testing.suite import ConformanceError, reported_by, seeded
 
 _WORKER_TIMEOUT_S = 300

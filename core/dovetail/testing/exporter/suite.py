@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from dovetail.bundle import open_bundle, verify_bundle
 from dovetail.errors import BundleError
-from dovetail.testing.closure import find_closure, find_fault, list_modules, name_of
-from dovetail.testing.damage import list_plants, run_or_none
+from dovetail.testing.exporter.closure import find_closure, find_fault, list_modules, name_of
+from dovetail.testing.exporter.damage import list_plants, run_or_none
 from dovetail.testing.processes import describe_suite, import_path, last_line, run_process
 from dovetail.testing.suite import ConformanceError, Suite, expect
 
 if TYPE_CHECKING:
     from dovetail.bundle.golden import Arrays, GoldenCase
-    from dovetail.testing.exported import Exported
-    from dovetail.testing.models import Subject
+    from dovetail.testing.exporter.exported import Exported
+    from dovetail.testing.exporter.models import Subject
     from dovetail.types import Exporter
 
 # torch, and what needs it, is imported by the check that needs it: this module is imported wherever
@@ -42,8 +42,8 @@ class ExporterSuite(Suite):
     """Largest error of an output, relative to the largest one."""
 
     def subjects(self) -> Sequence[Subject]:
-        """Return the models to check with; `dovetail.testing.models` says what a subject is."""
-        from dovetail.testing.models import SUBJECTS
+        """Return the models to check with, as `dovetail.testing.exporter.models` describes."""
+        from dovetail.testing.exporter.models import SUBJECTS
 
         return [SUBJECTS[modality]() for modality in self.modalities]
 
@@ -97,7 +97,7 @@ class ExporterSuite(Suite):
 
     def test_exporting_twice_gives_the_same_outputs(self) -> None:
         """Nothing is left to chance."""
-        from dovetail.testing.exported import export_subject
+        from dovetail.testing.exporter.exported import export_subject
 
         first = next(self._each())
         again = export_subject(self._build(), first.subject)
@@ -146,7 +146,7 @@ class ExporterSuite(Suite):
 
     def test_a_bundle_notices_one_changed_byte(self) -> None:
         """A bundle takes the artifact, and refuses it when one byte of it is another."""
-        from dovetail.testing.exported import write_bundle
+        from dovetail.testing.exporter.exported import write_bundle
 
         exported = next(self._each())
         with tempfile.TemporaryDirectory(prefix="dovetail-") as folder:
@@ -173,7 +173,9 @@ class ExporterSuite(Suite):
             for exported in self._each():
                 own = root / exported.subject.name
                 runs.append(_write_run(exported, own))
-            ended = run_process("_run_apart.py", {**self._describe_process(), "runs": runs})
+            ended = run_process(
+                "exporter/_run_apart.py", {**self._describe_process(), "runs": runs}
+            )
             allowed = ", ".join(self._build().requirements)
             expect(not ended.returncode, f"with only {allowed}: {last_line(ended)}")
             found = [_read_arrays(Path(run["outputs"])) for run in runs]
@@ -190,7 +192,7 @@ class ExporterSuite(Suite):
 
     def _each(self) -> Iterator[Exported]:
         """Yield each subject's export, made once for all checks of a subclass."""
-        from dovetail.testing.exported import export_subject
+        from dovetail.testing.exporter.exported import export_subject
 
         kind = type(self)
         if "_shared" not in vars(kind):
@@ -226,7 +228,7 @@ class ExporterSuite(Suite):
         self._expect_equal(case.outputs, found, where)
 
     def _expect_equal(self, wanted: Arrays, found: Arrays, where: str = "two exports") -> None:
-        from dovetail.testing.exported import compare
+        from dovetail.testing.exporter.exported import compare
 
         error, problem = compare(wanted, found)
         expect(not problem, f"{where}: {problem}")
@@ -234,7 +236,7 @@ class ExporterSuite(Suite):
         expect(error <= self.tolerance, text)
 
     def _is_near(self, wanted: Arrays, found: Arrays) -> bool:
-        from dovetail.testing.exported import compare
+        from dovetail.testing.exporter.exported import compare
 
         error, problem = compare(wanted, found)
         return not problem and set(found) == set(wanted) and error <= self.tolerance

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from dovetail.testing.accumulating import AccumulatingSuite, import_hypothesis, places
+from dovetail.testing.accumulator.accumulating import AccumulatingSuite, import_hypothesis, places
+from dovetail.testing.accumulator.windows import split_windows
 from dovetail.testing.batches import raise_unless
-from dovetail.testing.windows import split_windows
 from dovetail.types import AccumulationStats
 
 _TAIL_CHECKS = {
