@@ -16,7 +16,7 @@ from pydantic_core import to_jsonable_python
 from dovetail._markers import PROJECT
 from dovetail._version import __version__
 from dovetail.config import PluginOptions
-from dovetail.errors import LockError, build_message
+from dovetail.errors import LockError, build_message, join_problems
 from dovetail.registry.listing import SESSION, PluginInfo
 
 Row: TypeAlias = Mapping[str, str]
@@ -224,4 +224,6 @@ def check_lock(expected: Sequence[Row], found: Sequence[Row], where: str) -> Non
     differences = compare_locks(expected, found)
     if differences:
         hint = "Install what the lock names, or run without it."
-        raise LockError(build_message(where, "; ".join(differences), action=hint))
+        if len(differences) == 1:
+            raise LockError(build_message(where, differences[0], action=hint))
+        raise LockError(f"{join_problems(where, differences)}\n{hint}")

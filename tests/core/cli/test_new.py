@@ -63,9 +63,7 @@ def test_new_writes_into_the_folder_that_is_named(tmp_path: Path) -> None:
 def test_new_without_a_hook_names_the_hooks(tmp_path: Path) -> None:
     result = run_new("scaled", "--output", str(tmp_path))
     assert result.exit_code == 2
-    expected = (
-        "Missing option '--hook'. It is one of compile, collate, accumulate, log, export, wrap."
-    )
+    hooks = "compile, collate, accumulate, log, export, wrap"
     assert f"Missing option '--hook'. It is one of {hooks}." in result.stderr
 
 

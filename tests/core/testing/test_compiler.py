@@ -31,6 +31,7 @@ class Guard:
     """Calls the compiled form, and the eager one for good once that fails."""
 
     word = "the model runs in eager execution"
+    restores_generator = restores_buffers = True
 
     def __init__(self, model, compiled) -> None:
         self.model, self.compiled, self.eager = model, compiled, model._call_impl
@@ -40,13 +41,17 @@ class Guard:
         if torch.compiler.is_compiling():
             return self.eager(*args, **kwargs)
         before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        generator = torch.get_rng_state()
         try:
             self.try_backward(args, kwargs)
+            torch.set_rng_state(generator)
             return self.compiled(*args, **kwargs)
         except Exception as err:
+            if self.restores_generator:
+                torch.set_rng_state(generator)
             with torch.no_grad():
                 for name, buffer in self.model.named_buffers():
-                    buffer.copy_(before[name])
+                    buffer.copy_(before[name] if self.restores_buffers else buffer)
             self.model._compiled_call_impl = None
             self.tell(err)
         return self.eager(*args, **kwargs)
@@ -196,6 +201,14 @@ class Unrestored(Guard):
         return output
 
 
+class ForgetsDraws(Guard):
+    restores_generator = False
+
+
+class ForgetsBuffers(Guard):
+    restores_buffers = False
+
+
 class Lazy(Guard):
     """Does not think of the backward."""
 
@@ -207,6 +220,9 @@ FALLBACK = {
     "forward_that_does_not_compile_runs_eagerly",
     "backward_that_does_not_compile_runs_eagerly",
 }
+
+
+MIDWAY = "failure_in_mid_call_leaves_no_trace"
 
 
 def failures(function, **attributes):
@@ -249,14 +265,14 @@ def test_suite_takes_a_model_of_the_authors() -> None:
         return compile_in_place(model, None, fullgraph=True)
 
     attributes = {"build_model": lambda self: Gated(), "build_batches": build_batches}
-    attributes |= {f"test_{name}": None for name in FALLBACK}  # it has none
+    attributes |= {f"test_{name}": None for name in (*FALLBACK, MIDWAY)}  # it has none
     assert failures(compile_whole, **attributes) == {}
 
 
 def test_suite_passes_a_compiler_without_dynamo() -> None:
     suite = type("Toy", (CompilerSuite,), {"plugin": Plugin(write_by_hand), "uses_dynamo": False})()
     assert dict(suite.failures()) == {}
-    for name in FALLBACK:
+    for name in (*FALLBACK, MIDWAY):
         with pytest.raises(unittest.SkipTest, match="override plant_failure"):
             getattr(suite, f"test_{name}")()
 
@@ -293,6 +309,20 @@ def test_suite_reports_a_compiler_without_a_right_fallback(guard) -> None:
     assert found.keys() == FALLBACK, found
 
 
+@pytest.mark.parametrize(
+    ("guard", "shown"),
+    [
+        (ForgetsDraws, "its output is another"),
+        (ForgetsBuffers, "buffers differ: the values of 'first.0."),
+        (Unrestored, "its output is another"),
+    ],
+)
+def test_suite_reports_what_a_failed_call_leaves_behind(guard, shown) -> None:
+    found = failures(guarded(guard, compile_in_place), **only(MIDWAY))
+    assert found.keys() == {MIDWAY}
+    assert f"after a call that failed midway, {shown}" in found[MIDWAY]
+
+
 def test_suite_reports_a_compiler_that_does_not_think_of_the_backward() -> None:
     checks = only("calls_run_compiled_code", *FALLBACK)
     found = failures(guarded(Lazy, compile_in_place), **checks)
@@ -302,7 +332,7 @@ def test_suite_reports_a_compiler_that_does_not_think_of_the_backward() -> None:
 
 def test_suite_reports_a_plant_that_is_not_met() -> None:
     found = failures(return_eager)
-    assert found.keys() == {"calls_run_compiled_code", *FALLBACK}
+    assert found.keys() == {"calls_run_compiled_code", MIDWAY, *FALLBACK}
     assert "0 of 3 calls in training ran compiled code" in str(found)
     assert "did not meet the failure that was planted" in str(found)
 

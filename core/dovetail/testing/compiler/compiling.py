@@ -11,7 +11,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-Stage: TypeAlias = Literal["forward", "backward"]
+Stage: TypeAlias = Literal["forward", "backward", "second graph"]
+"""What of a model does not compile: its forward, its backward alone, or what follows a break."""
 
 Batch: TypeAlias = Mapping[str, Tensor]
 
@@ -28,6 +29,22 @@ class SmallClassifier(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return logits `(batch, 3)` of features `(batch, 6)`."""
         logits: Tensor = self.last(torch.tanh(self.norm(self.first(features))))
+        return logits
+
+
+class PartedClassifier(nn.Module):
+    """Two graphs, the first of which draws random numbers and changes buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.BatchNorm1d(6), nn.Dropout(0.5))
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits `(batch, 3)` of features `(batch, 6)`."""
+        values = self.first(features)
+        torch._dynamo.graph_break()
+        logits: Tensor = self.last(values)
         return logits
 
 
@@ -105,7 +122,8 @@ def plant_in_dynamo(stage: Stage) -> Iterator[Plant]:
     comes when torch compiles it, which may be as late as in the first backward.
 
     Args:
-        stage: Whether the forward's graph does not compile, or the backward's only.
+        stage: Whether the forward's graph does not compile, the backward's only, or only the graph
+            after the first.
 
     Yields:
         Tells whether the failure was met.
@@ -129,11 +147,17 @@ def _failing_backend(plant: Plant) -> Callable[..., Any]:
     def refuse(graph: Any, inputs: Any) -> Any:
         plant.fail()
 
+    graphs: list[Any] = []
+
+    def refuse_the_second(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward if len(graphs) == 1 else plant.fail()
+
     def run_eagerly(graph: Any, inputs: Any) -> Any:
         return make_boxed_func(graph.forward)
 
-    if plant.stage == "forward":
-        return refuse
+    if plant.stage != "backward":
+        return refuse if plant.stage == "forward" else refuse_the_second
     # The documented way to a backend of one's own with a backward:
     # https://docs.pytorch.org/docs/stable/torch.compiler_custom_backends.html
     backend: Callable[..., Any] = aot_autograd(fw_compiler=run_eagerly, bw_compiler=refuse)
