@@ -65,16 +65,16 @@ def test_environment_decides_and_an_option_overrules_it(monkeypatch: pytest.Monk
 @pytest.mark.usefixtures("strangers")
 def test_config_decides_and_the_environment_overrules_it(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = {"run": {"plugin_allow": ["acme-radar"]}, "collate": {"use": "radar"}}
-    assert "radar" in check_config(tables).options("collate")
+    assert "radar" in check_config(tables, registry=Registry()).options("collate")
     off = {"run": {"plugin_autoload": False}, "collate": {"use": "radar"}}
     with pytest.raises(UnknownPluginError) as caught:
-        check_config(off)
+        check_config(off, registry=Registry())
     assert str(caught.value).endswith(
         "Acme_radar offers it; config run.plugin_autoload keeps it out. Allow it there."
     )
     monkeypatch.setenv("DOVETAIL_PLUGIN_ALLOW", "acme-sonar")
     with pytest.raises(UnknownPluginError, match="variable DOVETAIL_PLUGIN_ALLOW keeps it out"):
-        check_config(tables)
+        check_config(tables, registry=Registry())
 
 
 @pytest.mark.usefixtures("strangers")
@@ -91,7 +91,7 @@ def test_a_name_that_does_not_exist_is_an_error_wherever_it_stands(
     entry: str, hint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_config({"run": {"plugin_allow": [entry]}})
+        check_config({"run": {"plugin_allow": [entry]}}, registry=Registry())
     assert str(caught.value).startswith("config run.plugin_allow: no installed distribution offers")
     assert hint in str(caught.value)
     monkeypatch.setenv("DOVETAIL_PLUGIN_ALLOW", entry)

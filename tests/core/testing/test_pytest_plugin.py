@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from torch import nn
 
@@ -157,15 +156,3 @@ def check_outcome(output: str) -> None:
 
 def test_plugin_works_in_a_project_of_its_own(tmp_path) -> None:
     check_outcome(run_pytest(sys.executable, tmp_path))
-
-
-@pytest.mark.slow
-def test_plugin_works_from_a_wheel(tmp_path, plugin_environment) -> None:
-    dist = tmp_path / "dist"
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(dist)]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    python = plugin_environment(*dist.glob("*.whl"))
-    where = "import dovetail.testing; print(dovetail.testing.__file__)"
-    found = subprocess.run([str(python), "-c", where], capture_output=True, text=True, check=True)
-    assert found.stdout.startswith(str(tmp_path))  # not the sources, though they are reached too
-    check_outcome(run_pytest(python, tmp_path))
