@@ -27,10 +27,11 @@ def dovetail_log(run):
 
 @pytest.fixture
 def strangers_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out dovetail's own plugins, whose imports take their time."""
+    """Leave out what is there already: dovetail's own plugins, and those of other tests."""
     every = _doctor.list_entry_points
+    known = every()
     monkeypatch.setattr(
-        _doctor, "list_entry_points", lambda: [p for p in every() if p.distribution != "dovetail"]
+        _doctor, "list_entry_points", lambda: [p for p in every() if p not in known]
     )
 
 
