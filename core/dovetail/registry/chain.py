@@ -94,7 +94,7 @@ def _report(err: BaseException, info: PluginInfo, function: str) -> NoReturn:
         raise err
     if isinstance(err, ModuleNotFoundError):
         raise missing_dependency(info, err) from err
-    found = f"raised {type(err).__name__}: {err}{place_of_error(err)}"
+    found = f"raised {type(err).__name__}: {err}{place_of_error(err, info.value)}"
     raise PluginError(build_message(f"{info.where} hook {function}", found)) from err
 
 

@@ -76,7 +76,8 @@ def import_plugin(info: PluginInfo) -> object:
     except KeyboardInterrupt:
         raise
     except BaseException as err:  # a plugin may even call sys.exit while it is imported
-        found = f"{info.value} does not import: {type(err).__name__}: {err}{place_of_error(err)}"
+        place = place_of_error(err, info.value)
+        found = f"{info.value} does not import: {type(err).__name__}: {err}{place}"
         hint = f"Mend or remove it: pip uninstall {info.distribution}"
         raise BrokenPluginError(build_message(info.where, found, action=hint)) from err
     return plugin

@@ -10,8 +10,14 @@ from typing import Any
 _HERE = str(Path(__file__).parent)
 
 
-def place_of_error(err: BaseException) -> str:
-    """Return ` (file:line)` of the innermost frame of an author's code, or an empty string."""
+def place_of_error(err: BaseException, value: str = "") -> str:
+    """Return ` (file:line)` of the innermost frame of an author's code, or an empty string.
+
+    Args:
+        err: What was raised.
+        value: Import path of the plugin; a frame in its package comes before any other, as it may
+            have called into a library that raised.
+    """
     foreign = ("importlib", "pluggy", _HERE)
     frames = [
         frame
@@ -20,7 +26,10 @@ def place_of_error(err: BaseException) -> str:
     ]
     if isinstance(err, SyntaxError) and err.filename:
         return f" ({err.filename}:{err.lineno})"
-    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    package = value.partition(":")[0].partition(".")[0].strip()
+    own = [f for f in frames if package in (Path(f.filename).stem, *Path(f.filename).parts)]
+    innermost = [*frames, *own][-1:]
+    return "".join(f" ({frame.filename}:{frame.lineno})" for frame in innermost)
 
 
 def place_of(thing: Any) -> str:

@@ -29,6 +29,9 @@ dovetail_api = 1
 
 _FILE = "model.onnx"
 
+_NATIVE_OPSET = 18
+"""What torch translates to; other opsets are converted from it."""
+
 _RUNTIME_FLOORS = {22: "1.21", 23: "1.23"}
 """First ONNX Runtime that runs an opset; 1.20, the first we support, runs 18 to 21."""
 
@@ -164,6 +167,25 @@ def _write(model: nn.Module, inputs: ExportInputs, path: Path, opset: int) -> No
         dynamic_shapes=_dynamic_shapes(model, inputs),
         strict=False,
     )
+    try:
+        written = _translate(program, inputs, opset)
+    except Exception as err:
+        if not _is_opset_mismatch(err):
+            raise
+        # Releases of torch up to 2.8 at least say that the model is of `opset` before they put in
+        # the functions it is made of, which are of 18, and then refuse those.
+        from onnxscript import version_converter
+
+        written = _translate(program, inputs, _NATIVE_OPSET)
+        version_converter.convert_version(written.model, opset)
+    _tidy(written.model, inputs)
+    written.save(path, external_data=None)  # beside the file only where it would pass 2 GB
+
+
+def _translate(program: Any, inputs: ExportInputs, opset: int) -> Any:
+    """Return the graph of a program in the operators of ONNX."""
+    import torch
+
     written = torch.onnx.export(
         program,
         dynamo=True,
@@ -173,8 +195,11 @@ def _write(model: nn.Module, inputs: ExportInputs, path: Path, opset: int) -> No
         verbose=False,
     )
     assert written is not None  # as no file was named
-    _tidy(written.model, inputs)
-    written.save(path, external_data=None)  # beside the file only where it would pass 2 GB
+    return written
+
+
+def _is_opset_mismatch(err: BaseException | None) -> bool:
+    return err is not None and ("Opset mismatch" in str(err) or _is_opset_mismatch(err.__cause__))
 
 
 def _dynamic_shapes(model: nn.Module, inputs: ExportInputs) -> dict[str, Any]:

@@ -17,20 +17,22 @@ from dovetail.registry.lock import files_digest
 from dovetail.run.agreement import WorkerCheck, check_ranks
 
 RANK = """
-import json, sys
+import json, os, sys
 import torch.distributed as dist
 from dovetail.errors import LockError
 from dovetail.run.agreement import check_ranks
 
 rank, store, versions = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+store = dist.FileStore(store, 2)
+dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
 try:
     check_ranks([{"hook": "collate", "name": "radar", "version": versions[rank]}])
-    print("agreed")
+    print("agreed", flush=True)
 except LockError as err:
-    print(err)
-finally:
-    dist.destroy_process_group()
+    print(err, flush=True)
+# Who leaves first takes the connections with him, whatever the other still waits for.
+dist.barrier()
+os._exit(0)  # torch 2.7 may hang for good when it takes a group of gloo down
 """
 
 
