@@ -7,7 +7,8 @@ import itertools
 import time
 import types
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -105,41 +106,35 @@ def _guard(
 ) -> Callable[..., Any]:
     """Return `function`, watched: how long it takes, and whether it is the one that raises."""
 
-    def blame(err: BaseException) -> None:
-        if not any(known is err for known, _ in culprits):
-            culprits.append((err, call.info))
-
-    if getattr(function, f"{PROJECT}_impl")["wrapper"]:
-
-        @functools.wraps(function)
-        def wrapper(*arguments: Any) -> Generator[None, Any, Any]:
-            start_s = time.perf_counter()
-            try:
-                result = yield from _yield_once(function(*arguments))
-            except BaseException as err:
-                blame(err)
-                raise
-            finally:
-                call.duration_s = time.perf_counter() - start_s
+    @functools.wraps(function)
+    def wrapper(*arguments: Any) -> Generator[None, Any, Any]:
+        with _watch(call, culprits):
+            result = yield from _yield_once(function(*arguments))
             call.result = type(result).__name__
             return result
 
-        return wrapper
-
     @functools.wraps(function)
     def backend(*arguments: Any) -> Any:
-        start_s = time.perf_counter()
-        try:
+        with _watch(call, culprits):
             result = function(*arguments)
-        except BaseException as err:
-            blame(err)
-            raise
-        finally:
-            call.duration_s = time.perf_counter() - start_s
-        call.result = type(result).__name__
-        return result
+            call.result = type(result).__name__
+            return result
 
-    return backend
+    return wrapper if getattr(function, f"{PROJECT}_impl")["wrapper"] else backend
+
+
+@contextmanager
+def _watch(call: PluginCall, culprits: list[tuple[BaseException, PluginInfo]]) -> Iterator[None]:
+    start_s = time.perf_counter()
+    try:
+        yield
+    except BaseException as err:
+        # Whoever it passes on its way out is not to blame.
+        if not any(known is err for known, _ in culprits):
+            culprits.append((err, call.info))
+        raise
+    finally:
+        call.duration_s = time.perf_counter() - start_s
 
 
 def _yield_once(steps: Generator[None, Any, Any]) -> Generator[None, Any, Any]:
