@@ -199,9 +199,8 @@ class Job:
             if self._exporters and fitted.status != "interrupted":
                 bundle = self._export(_bundle_path(run_dir, fitted.progress.step))
             tracking.status = fitted.status
-        report = None
-        if self._config.run.report:
-            report = try_write_report(run_dir, self._config.run.name, _results_of(fitted))
+        run = self._config.run
+        report = try_write_report(run_dir, run.name, _results_of(fitted)) if run.report else None
         return TrainingResult(
             status=fitted.status,
             run_dir=run_dir,

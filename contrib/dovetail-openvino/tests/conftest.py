@@ -40,6 +40,7 @@ def serve() -> Callable[..., tuple[nn.Module, ExportInputs]]:
         specs = tuple(
             TensorSpec(
                 name=name,
+                # A text that pydantic holds against the dtypes there are.
                 dtype=str(tensors[name].dtype).removeprefix("torch."),  # type: ignore[arg-type]
                 shape=shape,
             )

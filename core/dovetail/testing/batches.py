@@ -154,9 +154,9 @@ def number_kind(value: Any) -> Literal["whole", "fraction"] | None:
     if isinstance(value, Tensor):
         return "fraction" if value.is_floating_point() else "whole"
     if isinstance(value, np.ndarray | np.generic):
-        return {"f": "fraction", "i": "whole", "u": "whole", "b": "whole"}.get(  # type: ignore[return-value]
-            value.dtype.kind
-        )
+        if value.dtype.kind in "iub":
+            return "whole"
+        return "fraction" if value.dtype.kind == "f" else None
     if isinstance(value, float):
         return "fraction"
     if isinstance(value, int):

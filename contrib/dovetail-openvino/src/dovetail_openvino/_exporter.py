@@ -132,7 +132,8 @@ class OpenvinoExporter:
 
 def import_openvino() -> Any:
     """Return the package, imported so that it reports to nobody."""
-    # It sends its first event while it is imported; without the sender it takes a stand-in.
+    # It sends its first event while it is imported; without the sender it takes a stand-in. None
+    # is Python's own word for a module that must not be imported; typeshed knows modules alone.
     is_first = "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules
     if is_first:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]

@@ -262,5 +262,5 @@ class CollatorSuite(CollatingSuite):
             hint = "Set task to one with inputs, or with a modality whose input is known."
             where = f"{self.where} device_transform"
             raise ConformanceError(build_message(where, found, action=hint))
-        transform: Any = self._built().device_transform  # type: ignore[attr-defined]
-        return transform.eval(), batch[name]
+        collator: Any = self._built()
+        return collator.device_transform.eval(), batch[name]

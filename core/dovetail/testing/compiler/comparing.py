@@ -137,7 +137,7 @@ class ComparingSuite(Suite):
             model.zero_grad()
         for outputs in self._check_outputs(pair, batch, what):
             with quiet():
-                self.compute_loss(outputs).backward()  # type: ignore[no-untyped-call, unused-ignore]
+                torch.autograd.backward(self.compute_loss(outputs))
         gradients = gradients_of(pair.compiled)
         for name, expected in gradients_of(pair.eager).items():
             found = gradients.get(name, torch.zeros_like(expected))
@@ -198,7 +198,7 @@ class ComparingSuite(Suite):
             optimizer.zero_grad()
             with seeded(5):
                 loss = self.compute_loss(model(**batch))
-            loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
+            torch.autograd.backward(loss)
             optimizer.step()
             losses.append(loss.detach())
         return losses
