@@ -388,4 +388,6 @@ def test_show_describes_every_installed_plugin(
     for row in loadable:
         output = run_cli("plugins", "show", f"{row['hook']}.{row['name']}").stdout
         assert output.startswith(f"{row['name']}: ")
-        assert max(map(len, output.splitlines())) <= 100
+        # Where the file lies is as long as the reader's own folders make it.
+        told = [line for line in output.splitlines() if ".py" not in line]
+        assert max(map(len, told)) <= 100
