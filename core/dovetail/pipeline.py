@@ -37,7 +37,6 @@ from dovetail.run.checkpoint import (
 from dovetail.run.device import build_scaler, choose_device
 from dovetail.run.fit import FitParts, FitResult, Loop
 from dovetail.run.folder import check_same_run, create_run_folder, find_run
-from dovetail.run.followers import Tracking
 from dovetail.run.loader import EpochLoader, build_loader, primary_input
 from dovetail.run.losses import build_objective
 from dovetail.run.observer import RunObserver, RunPlan
@@ -45,6 +44,7 @@ from dovetail.run.report import try_write_report
 from dovetail.run.samples import take_batches, vary_lengths
 from dovetail.run.schedule import LearningRate, build_optimizer, count_steps
 from dovetail.run.tracking import read_metrics
+from dovetail.run.tracking.session import Tracking
 from dovetail.types import Collator, RunInfo
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Sample: TypeAlias = Mapping[str, Any]
 """One sample of a data set: names to arrays, tensors or numbers."""
 
-Capability: TypeAlias = Literal["params", "figures", "artifacts"]
+Capability: TypeAlias = Literal["params", "figures", "artifacts", "texts", "histograms"]
 """What a tracker can hold besides scalars."""
 
 
@@ -170,9 +170,19 @@ class Tracker(Protocol):
 
     Whatever it raises costs the loop nothing: it is retried, then parked with one warning.
 
-    Optional method: `rewind(step: int)` drops everything after optimizer step `step`, all of it for
-    -1. It is called before anything else when a run is resumed, with a step from which on the
-    tracker is then fed again.
+    Optional members:
+
+    - `rewind(step: int)` drops everything after optimizer step `step`, all of it for -1. It is
+      called before anything else when a run is resumed, or when a crash leaves open what was
+      taken; the tracker is then fed again from there on.
+    - `is_idempotent`: `True` says that a record which is given again, with the same step and
+      values, is known and not stored twice, also by a new tracker of the same run. After a crash
+      such a tracker is fed again from the beginning, instead of from where it had come to.
+    - `log_many(rows: Sequence[tuple[int, Mapping[str, float]]])` records several steps with their
+      metrics in one call, for a store that takes batches; called in place of `log`.
+    - `log_text(name: str, text: str, step: int)`, with the capability "texts".
+    - `log_histogram(name: str, counts: Sequence[float], edges: Sequence[float], step: int)`, with
+      the capability "histograms": `counts[i]` values lie between `edges[i]` and `edges[i + 1]`.
     """
 
     @property

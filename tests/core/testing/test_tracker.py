@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dovetail.run.followers import Follower
+from dovetail.run.tracking.follower import Follower
 from dovetail.testing import ConformanceError, TrackerSuite
 
 TOY = '''

@@ -45,8 +45,8 @@ def main() -> None:
     """Follow the log of a request until the end."""
     request = json.load(sys.stdin)
     sys.path[:] = request["path"]
-    from dovetail.run.followers import Follower
     from dovetail.run.tracking import MetricLog
+    from dovetail.run.tracking.follower import Follower
     from dovetail.testing.processes import make_registry
     from dovetail.types import RunInfo
 

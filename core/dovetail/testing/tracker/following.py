@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from dovetail.run.followers import Follower, Tracking
+from dovetail.run.tracking.follower import Follower
+from dovetail.run.tracking.session import Tracking
 from dovetail.types import Tracker
 
 Rows: TypeAlias = list[tuple[int, dict[str, float]]]

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from dovetail.run.followers import Follower, Tracking
 from dovetail.run.tracking import MetricLog, read_records
+from dovetail.run.tracking.follower import Follower
+from dovetail.run.tracking.session import Tracking
 
 
 def step_record(step: int, **metrics: float) -> dict[str, Any]:
