@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     )
     from dovetail.pipeline import TrainingResult, train
     from dovetail.run.tracking import read_metrics
+    from dovetail.run.tracking.metrics_tracker import MetricsTracker
+    from dovetail.run.tracking.recording import (
+        log_artifact,
+        log_figure,
+        log_histogram,
+        log_metric,
+        log_text,
+    )
     from dovetail.task import TaskSpec, TensorSpec
     from dovetail.types import (
         AccumulationStats,
@@ -55,6 +63,7 @@ _HOME = {
     "ExportError": "errors",
     "ExportInputs": "types",
     "Exporter": "types",
+    "MetricsTracker": "run.tracking.metrics_tracker",
     "ModelError": "errors",
     "PluginError": "errors",
     "PluginOptions": "config",
@@ -69,6 +78,11 @@ _HOME = {
     "TrainingResult": "pipeline",
     "WindowResult": "types",
     "hookimpl": "_markers",
+    "log_artifact": "run.tracking.recording",
+    "log_figure": "run.tracking.recording",
+    "log_histogram": "run.tracking.recording",
+    "log_metric": "run.tracking.recording",
+    "log_text": "run.tracking.recording",
     "read_metrics": "run.tracking",
     "train": "pipeline",
 }
@@ -88,6 +102,7 @@ __all__ = [
     "ExportError",
     "ExportInputs",
     "Exporter",
+    "MetricsTracker",
     "ModelError",
     "PluginError",
     "PluginOptions",
@@ -103,6 +118,11 @@ __all__ = [
     "WindowResult",
     "__version__",
     "hookimpl",
+    "log_artifact",
+    "log_figure",
+    "log_histogram",
+    "log_metric",
+    "log_text",
     "read_metrics",
     "train",
 ]

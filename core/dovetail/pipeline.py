@@ -36,6 +36,7 @@ from dovetail.run.checkpoint import (
 )
 from dovetail.run.device import build_scaler, choose_device
 from dovetail.run.fit import FitParts, FitResult, Loop
+from dovetail.run.flops import FlopMeter
 from dovetail.run.folder import check_same_run, create_run_folder, find_run
 from dovetail.run.loader import EpochLoader, build_loader, primary_input
 from dovetail.run.losses import build_objective
@@ -43,8 +44,10 @@ from dovetail.run.observer import RunObserver, RunPlan
 from dovetail.run.report import try_write_report
 from dovetail.run.samples import take_batches, vary_lengths
 from dovetail.run.schedule import LearningRate, build_optimizer, count_steps
+from dovetail.run.system import RunCounters, monitor_run
 from dovetail.run.tracking import read_metrics
-from dovetail.run.tracking.session import Tracking
+from dovetail.run.tracking.session import Tracking, open_log
+from dovetail.run.tracking.trackers import TrackerChoice, make_trackers
 from dovetail.types import Collator, RunInfo
 
 if TYPE_CHECKING:
@@ -174,6 +177,7 @@ class Job:
         self._splits = build_splits(checked, data)
         self._collator = None if self._splits.has_own_loaders else self._build_collator()
         self._transform = self._find_transform()
+        self._meter = FlopMeter()
         self._exporters = {
             name: self._registry.export(name, self._config.task, options)
             for name, options in checked.options("export").items()
@@ -192,7 +196,10 @@ class Job:
                 load_state(checkpoint, parts.saved)
             self._observer.on_start(plan, run_dir)
             loop = Loop(parts, tracking.log, run_dir / "checkpoints", progress, self._device)
-            fitted = loop.run()
+            with monitor_run(
+                tracking.log.write, parts.counters, self._config, self._device, self._meter.count
+            ):
+                fitted = loop.run()
             if fitted.best_checkpoint is not None:
                 load_weights(fitted.best_checkpoint, self._model)
             bundle = None
@@ -236,7 +243,10 @@ class Job:
         if self._splits.validation is not None:
             validation_loader = self._build_loader(self._splits.validation, is_training=False)
         objective = build_objective(config.task, train.loss, self._checked.directory)
-        names = try_one_batch(self._model, train_loader, config.task, objective, self._transform)
+        meter = self._meter if config.log.system_s else None
+        names = try_one_batch(
+            self._model, train_loader, config.task, objective, self._transform, meter
+        )
         check_monitor(train, names, has_validation=validation_loader is not None)
         optimizer = build_optimizer(self._model, train, self._checked.directory)
         scaler = build_scaler(train, self._device)
@@ -257,6 +267,7 @@ class Job:
             saved={"optimizer": optimizer, "scaler": scaler, "accumulator": accumulator},
             transform=self._transform,
             observer=self._observer,
+            counters=RunCounters(primary_input(config.task)),
         )
         plan = RunPlan(
             name=config.run.name,
@@ -270,19 +281,37 @@ class Job:
         return parts, plan
 
     def _open_tracking(self, run_dir: Path, progress: Progress, *, is_new: bool) -> Tracking:
-        params = self._config.to_flat_dict()
+        params, settings = self._config.to_flat_dict(), self._config.log
         info = RunInfo(self._config.run.name, run_dir.name, run_dir, params)
+        resumed_at = None if is_new else (progress.step, progress.log_bytes)
+        chosen = {
+            name: TrackerChoice(options, settings.options.get(name.rpartition(":")[2], {}))
+            for name, options in self._checked.options("log").items()
+        }
+        log = open_log(run_dir, resumed_at, patience_s=settings.flush_s)
         try:
-            trackers = {
-                name: self._registry.log(name, info, options)
-                for name, options in self._checked.options("log").items()
-            }
+            trackers, sidecar = make_trackers(
+                self._registry,
+                info,
+                chosen,
+                follow=settings.follow,
+                config_dir=self._checked.directory,
+                flush_s=settings.flush_s,
+                calls_per_s=settings.calls_per_s,
+            )
         except DovetailError:
+            log.close()
             if is_new:
                 shutil.rmtree(run_dir, ignore_errors=True)
             raise
-        resumed_at = None if is_new else (progress.step, progress.log_bytes)
-        return Tracking(run_dir, trackers, params, resumed_at)
+        return Tracking(
+            log,
+            trackers,
+            params,
+            sidecar,
+            flush_s=settings.flush_s,
+            calls_per_s=settings.calls_per_s,
+        )
 
     def _build_collator(self) -> Collator:
         if self._checked.collator_error is not None:

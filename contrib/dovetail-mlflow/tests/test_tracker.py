@@ -198,6 +198,66 @@ def test_records_that_are_replayed_stand_there_once(track, run, read, store):
     assert [step for step, _ in history["odd"]] == list(range(1, 9))
 
 
+def test_rows_of_many_steps_go_in_few_requests(track, run, read, store, monkeypatch):
+    tracker = track()
+    calls = lose_answers(monkeypatch, tracker, "log_batch", 0)
+    rows = [(step, {f"m{i}": step / 7 + i for i in range(10)}) for step in range(1, 251)]
+    tracker.log_many(rows)
+    tracker.log_many([])
+    assert len(calls) == 3  # 2500 values, 1000 at most in one
+    history = read(run.directory, store).history
+    assert history == {f"m{i}": [(s, m[f"m{i}"]) for s, m in rows] for i in range(10)}
+
+
+def test_whole_run_that_is_given_again_costs_no_request_to_write(
+    track, run, read, store, monkeypatch
+):
+    rows = [(step, {"loss": step / 7, "odd": math.nan, "a@b": math.inf}) for step in range(1, 301)]
+    track().log_many(rows[:200])
+    again = track()
+    assert again.is_idempotent
+    again.log_many([])
+    calls = lose_answers(monkeypatch, again, "log_batch", 0)
+    reads = lose_answers(monkeypatch, again, "get_metric_history", 0)
+    again.log_many(rows[:150])
+    for step, metrics in rows[150:200]:
+        again.log(metrics, step)
+    assert (len(calls), len(reads)) == (0, 3)  # the history of each metric, once
+    again.log_many(rows[200:])
+    assert (len(calls), len(reads)) == (1, 3)
+    history = read(run.directory, store).history
+    assert [[step for step, _ in series] for series in history.values()] == [
+        list(range(1, 301))
+    ] * 3
+
+
+def test_rows_whose_answer_got_lost_stand_there_once(track, run, read, store, monkeypatch):
+    rows = [(step, {f"m{i}": step / 7 for i in range(10)}) for step in range(1, 251)]
+    tracker = track()
+    lose_answers(monkeypatch, tracker, "log_batch", 2)
+    for _ in range(2):
+        with pytest.raises(Lost):
+            tracker.log_many(rows)
+    tracker.log_many(rows)
+    history = read(run.directory, store).history
+    assert all(series == [(s, s / 7) for s in range(1, 251)] for series in history.values())
+
+
+def test_text_is_kept_whole_and_goes_back_with_a_rewind(track, run, read, store, tmp_path):
+    tracker, text = track(), "größer\n<b>\u2605" * 1000
+    for step in (3, 7):
+        tracker.log({"loss": 1.0}, step)
+        tracker.log_text("samples/first", text, step)
+    names = [f"texts/samples/first/step-{step:08d}.txt" for step in (3, 7)]
+    found = read(run.directory, store)
+    assert found.artifacts == names
+    path = found.client.download_artifacts(found.id, names[0], str(tmp_path))
+    with open(path, encoding="utf-8") as file:
+        assert file.read() == text
+    track().rewind(4)
+    assert read(run.directory, store).artifacts == names[:1]
+
+
 def test_record_whose_first_half_is_there_gets_its_second(track, run, read, store):
     whole = {f"m{i}": float(i) for i in range(10)}
     track().log({name: whole[name] for name in list(whole)[:4]}, 1)

@@ -16,6 +16,10 @@ from dovetail.cli._table import TableGroup
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("dovetail.cli.train:train", "Train a model as a config says, and export it."),
     "verify": ("dovetail.cli.verify:verify", "Run a bundle's artifacts and compare the outputs."),
+    "runs": ("dovetail.cli.runs:runs", "List runs and how they went, or compare some."),
+    "report": ("dovetail.cli.report:report", "Draw the curves of runs into one page."),
+    "watch": ("dovetail.cli.watch:watch", "Follow a run that is under way."),
+    "log": ("dovetail.cli.log:log", "Hand a run's records to trackers that lack them."),
     "plugins": (
         "dovetail.cli.plugins:plugins",
         "List, show and check plugins, or write a new one.",

@@ -196,6 +196,16 @@ class LogConfig(_ManySection):
 
     use: tuple[str, ...] = ()
     """Backends of the log hook."""
+    follow: Literal["process", "thread"] = "process"
+    """Where trackers are fed from: a process of their own, or threads of the training, whose
+    interpreter they then share. A tracker that needs the training's process gets a thread."""
+    flush_s: NonNegativeFloat = 30.0
+    """Seconds that the trackers get at the end of the run, and after a crash; one that needs longer
+    is parked, and `dovetail log sync` hands it the rest later."""
+    calls_per_s: PositiveFloat | None = None
+    """Calls per second that each tracker gets at most; no limit without it."""
+    system_s: NonNegativeFloat = 5.0
+    """Seconds between two records of system metrics; 0 for none."""
 
 
 class ExportConfig(_ManySection):

@@ -20,7 +20,8 @@ from dovetail.errors import (
 )
 from dovetail.run.checkpoint import random_state, set_random_state
 from dovetail.run.evaluate import evaluation_mode
-from dovetail.run.loader import EpochLoader
+from dovetail.run.flops import FlopMeter, count_elements
+from dovetail.run.loader import EpochLoader, primary_input
 from dovetail.run.losses import Objective
 from dovetail.run.naming import Batch
 from dovetail.signature import build_call, primary_output, unwrap
@@ -56,6 +57,7 @@ def try_one_batch(
     task: TaskSpec,
     objective: Objective,
     transform: tuple[str, nn.Module] | None,
+    meter: FlopMeter | None = None,
 ) -> list[str]:
     """Run one batch through model and loss, and leave no trace.
 
@@ -65,6 +67,7 @@ def try_one_batch(
         task: Its sizes are held against the model's output.
         objective: The loss.
         transform: Input name and the preprocessing that runs on the device.
+        meter: Measures what the batch costs, in a second pass; `None` saves that.
 
     Returns:
         Names of the metrics that an evaluation reports.
@@ -78,7 +81,7 @@ def try_one_batch(
         batch = next(loader.iterate(0), None)
         if batch is None:
             raise DataError(build_message("data split 'train'", "gave no batch"))
-        names = ["loss", *_forward(model, dict(batch), task, objective, transform)]
+        names = ["loss", *_forward(model, dict(batch), task, objective, transform, meter)]
         return names + (["perplexity"] if objective.has_perplexity else [])
     finally:
         set_random_state(state)
@@ -90,8 +93,10 @@ def _forward(
     task: TaskSpec,
     objective: Objective,
     transform: tuple[str, nn.Module] | None,
+    meter: FlopMeter | None,
 ) -> list[str]:
     call = build_call(model, list(batch), needs_labels=objective.needs_labels_in_model)
+    num_elements = count_elements(batch, primary_input(task))
     try:
         with evaluation_mode(model), torch.no_grad():
             if transform is not None:
@@ -99,7 +104,10 @@ def _forward(
             outputs = call(batch)
             check_output_size(task, primary_output(outputs))
             objective.loss(outputs, batch)
-            return list(objective.metrics(outputs, batch))
+            names = list(objective.metrics(outputs, batch))
+            if meter is not None:
+                meter.measure(lambda: objective.loss(call(batch), batch), model, num_elements)
+            return names
     except DovetailError:
         raise
     except Exception as err:

@@ -69,6 +69,16 @@ class Registry:
         self._registered: dict[PluginInfo, object] = {}
         self._loaded: dict[PluginInfo, Backend] = {}
 
+    @property
+    def wrappers(self) -> tuple[str, ...]:
+        """Wrapper plugins around every hook, as they were named."""
+        return self._wrappers
+
+    @property
+    def admission(self) -> Admission:
+        """Which distributions may offer plugins."""
+        return self._admission
+
     def with_wrappers(
         self, wrappers: Sequence[str], admission: Admission | None = None
     ) -> Registry:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -23,6 +23,7 @@ def evaluate(
     transform: tuple[str, nn.Module] | None = None,
     autocast: Callable[[], Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    on_batch: Callable[[Sequence[str], Any], None] | None = None,
 ) -> dict[str, float] | None:
     """Return the means of loss and metrics over all items of a split.
 
@@ -34,6 +35,7 @@ def evaluate(
         transform: Input name and the preprocessing that runs on the device.
         autocast: Opens the autocast of the run's precision.
         should_stop: Asked before each batch.
+        on_batch: Called after each batch with the names that are returned, and its items.
 
     Returns:
         `loss`, the objective's metrics and, for language, `perplexity`; `None` where it was
@@ -58,6 +60,8 @@ def evaluate(
                 wide = mean if mean.device.type == "mps" else mean.double()
                 sums[name] = sums.get(name, 0) + wide * items
             total = total + items
+            if on_batch is not None:
+                on_batch([*means, "perplexity"] if objective.has_perplexity else [*means], items)
     count = float(total)
     if count == 0:
         return None

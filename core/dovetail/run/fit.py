@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -14,23 +12,23 @@ import torch
 from torch import nn
 
 from dovetail.config import TrainConfig
-from dovetail.errors import (
-    DataError,
-    NonFiniteLossError,
-    build_message,
-)
+from dovetail.errors import DataError, build_message
 from dovetail.run.checkpoint import Progress, checkpoint_path, prune, save_checkpoint
 from dovetail.run.device import build_autocast
 from dovetail.run.evaluate import evaluate
+from dovetail.run.feed import BatchFeed
 from dovetail.run.interrupt import Interrupt
-from dovetail.run.loader import EpochLoader, look_ahead
+from dovetail.run.loader import EpochLoader
 from dovetail.run.losses import Objective
 from dovetail.run.naming import Batch
 from dovetail.run.observer import RunObserver
 from dovetail.run.schedule import LearningRate
+from dovetail.run.skips import SkipWatch
+from dovetail.run.system import RunCounters
 from dovetail.run.tracking import MetricLog
+from dovetail.run.tracking.recording import Recorder
 from dovetail.signature import build_call
-from dovetail.types import Accumulator, WindowResult
+from dovetail.types import Accumulator
 
 Status: TypeAlias = Literal["completed", "stopped early", "interrupted"]
 
@@ -51,6 +49,8 @@ class FitParts:
     transform: tuple[str, nn.Module] | None = None
     """Name of the input that is preprocessed on the device, and what does it."""
     observer: RunObserver = field(default_factory=RunObserver)
+    counters: RunCounters = field(default_factory=RunCounters)
+    """Where the loop counts what it does."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,17 @@ class Loop:
         self._best_value = progress.best_value
         self._best_step = progress.best_step
         self._num_bad = progress.num_bad_evaluations
-        self._num_skipped_in_row = 0
-        self._has_warned_of_skip = False
+        self._skips = SkipWatch(parts.config.max_skipped_windows)
+        self._recorder = Recorder(log, self._position)
+        self._feed = BatchFeed(parts.train_loader, self._recorder.train)
         self._metrics = dict(progress.metrics)
         self._best_metrics = dict(progress.best_metrics)
         self._last_checkpoint: Path | None = None
         self._saved_at: tuple[int, int] | None = None
         self._autocast = build_autocast(self._config, device)
         self._call: Callable[[Batch], Any] | None = None
+        self._counters = parts.counters
+        self._counters.step, self._counters.items = self._step, self._items
 
     def run(self) -> FitResult:
         """Train to the end, an early stop or an interrupt.
@@ -117,9 +120,10 @@ class Loop:
         """
         self._parts.learning_rate.set_for(self._step)
         status: Status = "completed"
-        with Interrupt() as interrupt:
+        with Interrupt() as interrupt, self._recorder:
             while self._epoch < self._config.epochs and not self._has_all_steps():
                 is_whole = self._train_epoch(interrupt)
+                self._recorder.phase = None
                 if interrupt.is_set:
                     break
                 is_best, is_enough = self._end_epoch(interrupt)
@@ -162,6 +166,9 @@ class Loop:
             best_metrics=dict(self._best_metrics),
         )
 
+    def _position(self) -> dict[str, int]:
+        return {"step": self._step, "epoch": self._epoch, "micro_step": self._micro_step}
+
     def _has_all_steps(self) -> bool:
         limit = self._config.max_steps
         return limit is not None and self._step >= limit
@@ -174,7 +181,9 @@ class Loop:
         compute_loss, model, autocast = objective.loss, parts.model, self._autocast
         model.train()
         call: Callable[[Batch], Any] | None = None
-        for batch, is_final in self._batches():
+        batches = self._counters.watch(self._feed.epoch(self._epoch, self._micro_batch))
+        self._recorder.phase = logged = self._recorder.train
+        for batch, is_final in batches:
             if transform is not None:
                 name, module = transform
                 batch[name] = module(batch[name])
@@ -187,6 +196,8 @@ class Loop:
                     with autocast():
                         loss, items = compute_loss(call(batch), batch)
                 has_stepped = accumulate(loss, model, items, is_final)
+            if logged.pending:
+                logged.fold(items)
             self._micro_batch += 1
             self._micro_step += 1
             if not accumulator.is_window_open:
@@ -207,72 +218,38 @@ class Loop:
             self._call = build_call(self._parts.model, list(batch), needs_labels=needs_labels)
         return self._call
 
-    def _batches(self) -> Iterator[tuple[Batch, bool]]:
-        """Return the batches of the epoch, each with whether it is the last."""
-        loader = self._parts.train_loader
-        batches = loader.iterate(self._epoch, self._micro_batch)
-        if not loader.is_length_exact:
-            return look_ahead(batches)
-        # Nothing is read ahead where the end is known: what a batch draws at random comes after
-        # the checkpoint before it.
-        total = loader.num_batches
-        return ((batch, n == total) for n, batch in enumerate(batches, self._micro_batch + 1))
-
     def _close_window(self, has_stepped: bool) -> None:
-        window = self._parts.accumulator.last_window
-        if window is None:
+        recorder, window = self._recorder, self._parts.accumulator.last_window
+        if window is None or not has_stepped:
+            recorder.train.drop()  # a window without a step counts nowhere
+            # One without a single item has nothing to learn from and nothing wrong.
+            if window is not None and window.is_skipped:
+                values = {"loss": window.loss, "grad_norm": window.grad_norm}
+                recorder.write("skip", **values, wait_s=self._feed.take_wait_s())
+                self._skips.note(window, self._step)
             return
-        if not has_stepped:
-            self._report_skipped(window)
-            return
-        self._num_skipped_in_row = 0
+        self._skips.reset()
         self._step += 1
         self._items += int(window.items)
+        self._counters.step, self._counters.items = self._step, self._items
         metrics: dict[str, float] = {
             "train/loss": window.loss,
             "train/lr": self._parts.learning_rate.value,
         }
         if window.grad_norm is not None:
             metrics["train/grad_norm"] = window.grad_norm
-        self._write("step", items=window.items, metrics=metrics)
+        metrics.update(recorder.train.close())
+        wait_s = self._feed.take_wait_s()
+        recorder.write("step", items=window.items, wait_s=wait_s, metrics=metrics)
         self._metrics.update(metrics)
         metrics["train/items"] = window.items  # an axis in the log, a number for the observer
+        recorder.phase = None
         self._parts.observer.on_step(self._epoch, self._micro_batch, self._step, metrics)
         self._parts.learning_rate.set_for(self._step)
         every = self._config.checkpoint_steps
         if every is not None and self._step % every == 0:
             self._save(is_best=False)
-
-    def _report_skipped(self, window: WindowResult) -> None:
-        if not window.is_skipped:
-            return  # a window without a single item: there is nothing to learn and nothing wrong
-        self._num_skipped_in_row += 1
-        values = {"loss": window.loss, "grad_norm": window.grad_norm}
-        self._write("skip", **values)
-        reason = f"loss {window.loss}, gradient norm {window.grad_norm}"
-        if not self._has_warned_of_skip:
-            self._has_warned_of_skip = True
-            found = f"the window is skipped, as it is not finite ({reason})"
-            hint = "The weights are unharmed; further ones stand in the metric log."
-            where = f"training after step {self._step}"
-            warnings.warn(build_message(where, found, action=hint), stacklevel=2)
-        if self._num_skipped_in_row >= self._config.max_skipped_windows:
-            found = f"{self._num_skipped_in_row} windows in a row were not finite ({reason})"
-            hint = "Lower train.lr, look at the data, or train in fp32; the weights are unharmed."
-            where = f"training at step {self._step}"
-            raise NonFiniteLossError(build_message(where, found, action=hint))
-
-    def _write(self, kind: str, **fields: Any) -> None:
-        self._log.write(
-            {
-                "kind": kind,
-                "step": self._step,
-                "epoch": self._epoch,
-                "micro_step": self._micro_step,
-                "time": time.time(),
-                **fields,
-            }
-        )
+        recorder.phase = recorder.train
 
     def _end_epoch(self, interrupt: Interrupt) -> tuple[bool, bool]:
         """Evaluate; return whether the model is the best so far, and whether to stop early."""
@@ -300,19 +277,22 @@ class Loop:
         loader = self._parts.validation_loader
         if loader is None:
             return {}
-        values = evaluate(
-            self._parts.model,
-            self._bind,
-            loader,
-            self._parts.objective,
-            transform=self._parts.transform,
-            autocast=self._autocast,
-            should_stop=lambda: interrupt.is_set,
-        )
-        if values is None:
-            return {}
-        metrics = {f"val/{name}": value for name, value in values.items()}
-        self._write("evaluation", metrics=metrics)
+        recorder = self._recorder
+        with recorder.evaluating() as logged:
+            values = evaluate(
+                self._parts.model,
+                self._bind,
+                loader,
+                self._parts.objective,
+                transform=self._parts.transform,
+                autocast=self._autocast,
+                should_stop=lambda: interrupt.is_set,
+                on_batch=recorder.fold_evaluation,
+            )
+            if values is None:
+                return {}
+            metrics = {f"val/{name}": value for name, value in values.items()} | logged.close()
+        recorder.write("evaluation", metrics=metrics)
         self._parts.observer.on_evaluation(self._epoch, self._step, metrics)
         return metrics
 

@@ -1,4 +1,4 @@
-"""Writes a run's metrics, settings and figures as TensorBoard event files.
+"""Writes a run's metrics, settings, figures, texts and histograms as TensorBoard event files.
 
 A record lies in the file when the call that made it returns: there is no queue and no thread that
 could lose it. Needs neither TensorFlow nor torch.
@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class TensorBoardTracker:
         options: The plugin's options.
     """
 
-    capabilities: frozenset[Capability] = frozenset({"params", "figures"})
+    capabilities: frozenset[Capability] = frozenset({"params", "figures", "texts", "histograms"})
 
     def __init__(self, run: RunInfo, options: Options) -> None:
         try:
@@ -111,6 +111,29 @@ class TensorBoardTracker:
             encoded_image_string=data,
         )
         value = self._summaries.Summary.Value(tag=name, image=image)
+        self._write(step=step, summary=self._summaries.Summary(value=[value]))
+
+    def log_text(self, name: str, text: str, step: int) -> None:
+        """Write a text for the TEXT tab, which shows it as Markdown."""
+        from tensorboard.plugins.text import summary_v2
+
+        self._write(step=step, summary=summary_v2.text_pb(name, text))
+
+    def log_histogram(
+        self, name: str, counts: Sequence[float], edges: Sequence[float], step: int
+    ) -> None:
+        """Write a histogram with the bins it has, for the HISTOGRAMS and DISTRIBUTIONS tabs."""
+        import numpy as np
+        from tensorboard.plugins.histogram import metadata
+        from tensorboard.util import tensor_util
+
+        # Shape (bin, 3): the two edges of a bin and its count.
+        bins = np.stack([edges[:-1], edges[1:], counts], axis=1).astype(np.float64)
+        value = self._summaries.Summary.Value(
+            tag=name,
+            metadata=metadata.create_summary_metadata(display_name=None, description=None),
+            tensor=tensor_util.make_tensor_proto(bins),
+        )
         self._write(step=step, summary=self._summaries.Summary(value=[value]))
 
     def log_artifact(self, name: str, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sends a run's metrics, settings, figures and artifacts to Weights & Biases.
+"""Sends a run's metrics, settings, figures, texts, histograms and artifacts to Weights & Biases.
 
 Files lie in the run's folder under `wandb/`; `wandb sync` uploads those of an offline run. No code
 is uploaded, nothing is captured from or printed to the console, and nobody is asked to log in.
@@ -6,27 +6,33 @@ is uploaded, nothing is captured from or printed to the console, and nobody is a
 
 from __future__ import annotations
 
-import os
-import re
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import hashlib
+import html
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from pydantic import Field
+
 from dovetail import PluginOptions, hookimpl
-from dovetail.errors import ConfigError, MissingDependencyError, build_message
 from dovetail.types import Capability, RunInfo
+from dovetail_plugins.log.wandb_rows import AXIS
+from dovetail_plugins.log.wandb_run import (
+    find_open_run,
+    import_wandb,
+    join_run,
+    safe_name,
+    start_run,
+)
 
 dovetail_api = 1
 
 Mode: TypeAlias = Literal["online", "offline", "disabled"]
 
-_AXIS = "optimizer_step"
-_WHERE = "plugin 'wandb' hook dovetail_log"
 _EXIT_CODES = {"completed": 0, "interrupted": 255}
 """255 is what W&B itself takes for an interrupt; everything else has failed."""
+_MAX_BINS = 512  # wandb.Histogram.MAX_LENGTH
 
 
 class Options(PluginOptions):
@@ -36,13 +42,27 @@ class Options(PluginOptions):
     """Project of the run. By default the run's name."""
     entity: str | None = None
     """User or team that owns the project. By default that of the login."""
+    id: str | None = Field(default=None, min_length=1)
+    """Id of the W&B run, which is resumed if there is one. By default the run's id."""
     group: str | None = None
     """Group to list the run in."""
+    job_type: str | None = None
+    """Kind of the run within its group: `train`, say."""
     tags: tuple[str, ...] = ()
     """Tags of the run."""
+    notes: str | None = None
+    """A longer description of the run."""
     mode: Mode = "online"
     """`offline` writes files only, `disabled` nothing. WANDB_MODE in the environment can turn an
     online run into one of these, never the other way round."""
+    use_open_run: bool = True
+    """Log into the W&B run that the program itself has open, if there is one, and leave it open.
+    The options above are then not used."""
+
+    @property
+    def needs_training_process(self) -> bool:
+        """Whether the tracker must live in the process that trains: its W&B run does."""
+        return self.use_open_run and find_open_run() is not None
 
 
 @hookimpl
@@ -59,41 +79,46 @@ def dovetail_log(run: RunInfo, options: Options) -> WandbTracker:
 class WandbTracker:
     """Feeds one W&B run: each record of the log is one row of its history.
 
-    W&B drops a row whose step is below that of the row before. The rows are therefore left to
-    W&B's own count, which only grows, and the optimizer step is a value in each row and the axis
-    of every chart.
+    W&B drops a row whose step is below that of the row before. Its own step therefore only counts
+    the rows, and the optimizer step is a value in each row and the axis of every chart.
 
-    W&B's own process writes them. When ours is killed, rows that it had not written yet are lost
-    here, and a run that is resumed adds some a second time; the last one of a step counts, and
-    `metrics.jsonl` has them all.
+    W&B's own process writes the rows, and cannot take them back. When ours is killed, some have
+    arrived and some have not. The next tracker of the run reads from W&B's files which are there,
+    and passes over those when it is fed from the beginning again. A step that is done again with
+    other values than before adds a row; the last one of a step counts.
+
+    In a W&B run that the program itself has open, the rows go with that run's own step.
 
     Args:
         run: The run to follow.
         options: The plugin's options.
     """
 
+    is_idempotent = True
+
     def __init__(self, run: RunInfo, options: Options) -> None:
-        self._wandb = _import_wandb()
+        self._wandb = import_wandb()
         self._name = run.name
-        mode = _effective_mode(options.mode)
-        try:
-            with _nobody_to_ask():
-                self._run = self._start(run, options, mode)
-        except (self._wandb.errors.UsageError, self._wandb.errors.AuthenticationError) as error:
-            raise ConfigError(_refusal(error, mode)) from error
-        self._run.define_metric(_AXIS, hidden=True)
-        self._run.define_metric("*", step_metric=_AXIS)
+        self._defined: set[str] = set()
+        opened = find_open_run() if options.use_open_run else None
+        self._is_ours = opened is None
+        self._run, self._known = start_run(run, options) if self._is_ours else join_run(opened)
+        self._run.define_metric(AXIS, hidden=True)
+        if self._is_ours:
+            self._run.define_metric("*", step_metric=AXIS)
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Settings and artifacts, and figures where Pillow is installed, which W&B reads by."""
-        if find_spec("PIL") is None:
-            return frozenset({"params", "artifacts"})
-        return frozenset({"params", "figures", "artifacts"})
+        """All; figures where Pillow is installed, which W&B reads them by."""
+        found: frozenset[Capability] = frozenset({"params", "artifacts", "texts", "histograms"})
+        return found if find_spec("PIL") is None else found | {"figures"}
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Commit `metrics` as one row."""
-        self._run.log({**metrics, _AXIS: step}, commit=True)
+        """Commit `metrics` as one row, unless it is there."""
+        row = {**metrics, AXIS: step}
+        if not self._known.take(row):
+            self._define(metrics)
+            self._commit(row)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record the settings; those of a run that is resumed are replaced."""
@@ -101,84 +126,62 @@ class WandbTracker:
 
     def log_figure(self, name: str, path: Path, step: int) -> None:
         """Commit a picture as a row of its own."""
-        self._run.log({name: self._wandb.Image(str(path)), _AXIS: step}, commit=True)
+        key = {"_type": "image-file", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        if not self._known.take({name: key, AXIS: step}):
+            self._commit({name: self._wandb.Image(str(path)), AXIS: step})
+
+    def log_text(self, name: str, text: str, step: int) -> None:
+        """Commit a text as a row of its own, shown as it is written."""
+        page = f'<meta charset="utf-8"><pre>{html.escape(text)}</pre>'
+        digest = hashlib.sha256(page.encode("utf-8")).hexdigest()
+        key = {"_type": "html-file", "sha256": digest}
+        if not self._known.take({name: key, AXIS: step}):
+            self._commit({name: self._wandb.Html(page, inject=False), AXIS: step})
+
+    def log_histogram(
+        self, name: str, counts: Sequence[float], edges: Sequence[float], step: int
+    ) -> None:
+        """Commit a histogram as a row of its own; W&B holds 512 bins, so more are put together."""
+        width = max(1, -(-len(counts) // _MAX_BINS))
+        starts = range(0, len(counts), width)
+        values = [sum(counts[start : start + width]) for start in starts]
+        bins = [*(edges[start] for start in starts), edges[-1]]
+        key = {"_type": "histogram", "values": values, "bins": bins}
+        if not self._known.take({name: key, AXIS: step}):
+            self._commit({name: self._wandb.Histogram(np_histogram=(values, bins)), AXIS: step})
 
     def log_artifact(self, name: str, path: Path) -> None:
         """Record a file or a folder, which must stay where it is until it is uploaded."""
         kind = "folder" if path.is_dir() else "file"
-        artifact = self._wandb.Artifact(_safe(f"{self._name}-{name}"), type=kind)
+        artifact = self._wandb.Artifact(safe_name(f"{self._name}-{name}"), type=kind)
         add = artifact.add_dir if path.is_dir() else artifact.add_file
         # The run's folder keeps it; W&B's copies for staging and cache would be two more.
         add(str(path), skip_cache=True, policy="immutable")
-        self._run.log_artifact(artifact)
+        if f"{artifact.name}:{artifact.digest}" not in self._known.artifacts:
+            self._run.log_artifact(artifact)
 
     def close(self, status: str) -> None:
-        """Finish the run; W&B's own process may write its last records after this returns."""
-        self._run.finish(exit_code=_EXIT_CODES.get(status, 1))
+        """Finish the run, unless it is the program's own.
 
-    def _start(self, run: RunInfo, options: Options, mode: str) -> Any:
-        run.directory.mkdir(parents=True, exist_ok=True)
-        return self._wandb.init(
-            project=options.project or _safe(run.name),
-            entity=options.entity,
-            group=options.group,
-            tags=list(options.tags),
-            id=_safe(run.id),
-            name=run.id,
-            resume="allow",
-            # Another run of this process is none of ours, and `wandb.run` stays as it is.
-            reinit="create_new",
-            mode=mode,
-            dir=str(run.directory),
-            settings=self._wandb.Settings(
-                silent=True,
-                console="off",
-                save_code=False,
-                disable_code=True,
-                disable_git=True,  # with git, W&B uploads the changes that are not committed
-                disable_job_creation=True,
-            ),
-        )
+        W&B's own process may write its last records after this returns.
+        """
+        if self._is_ours:
+            self._run.finish(exit_code=_EXIT_CODES.get(status, 1))
 
+    def _commit(self, row: Mapping[str, Any]) -> None:
+        if not self._is_ours:
+            self._run.log(dict(row), commit=True)
+            return
+        self._run.log(dict(row), step=self._known.next_number, commit=True)
+        self._known.next_number += 1
 
-def _import_wandb() -> Any:
-    # Read when wandb is imported: without it, wandb reports its own errors to its makers.
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    try:
-        import wandb
-    except ImportError as error:
-        found = f"the package wandb does not import ({error})"
-        action = 'Run: pip install "dovetail[wandb]"'
-        raise MissingDependencyError(build_message(_WHERE, found, action=action)) from error
-    return wandb
-
-
-def _effective_mode(mode: Mode) -> str:
-    wanted = os.environ.get("WANDB_MODE", "").lower().replace("dryrun", "offline")
-    return wanted if mode == "online" and wanted in ("offline", "disabled") else mode
-
-
-@contextmanager
-def _nobody_to_ask() -> Iterator[None]:
-    """Take the terminal away: W&B raises where it would prompt and wait for an answer."""
-    terminal = sys.stdin
-    with Path(os.devnull).open() as nobody:
-        sys.stdin = nobody
-        try:
-            yield
-        finally:
-            sys.stdin = terminal
-
-
-def _refusal(error: Exception, mode: str) -> str:
-    found = f"W&B refuses to start a run in mode {mode!r} ({str(error).strip().rstrip('.')})"
-    action = (
-        'Set WANDB_API_KEY, or run `wandb login`, or set log.wandb.mode = "offline" and upload '
-        "later with `wandb sync`."
-    )
-    return build_message(_WHERE, found, action=action if mode == "online" else "")
-
-
-def _safe(name: str) -> str:
-    """Replace what W&B refuses in the names of projects, runs and artifacts."""
-    return re.sub(r"[^\w.-]", "-", name)[:128]
+    def _define(self, metrics: Mapping[str, float]) -> None:
+        """Summarise losses by their least value as well, and give all names their axis."""
+        for name in metrics:
+            if name in self._defined:
+                continue
+            self._defined.add(name)
+            if name.endswith("loss"):
+                self._run.define_metric(name, step_metric=AXIS, summary="min,last")
+            elif not self._is_ours:  # by name: the program's own may have another axis
+                self._run.define_metric(name, step_metric=AXIS)

@@ -33,7 +33,7 @@ class Options(PluginOptions):
 
 
 class Tracker:
-    capabilities = frozenset({"params", "figures", "artifacts"})
+    capabilities = frozenset({"params", "figures", "artifacts", "texts", "histograms"})
 
     def __init__(self, run, fault):
         global latest
@@ -49,10 +49,35 @@ class Tracker:
             self.capabilities = frozenset({"videos"})
         if fault != "has no rewind":
             self.rewind = self._rewind
+        if fault == "says that it has an optional method":
+            self.log_text = None
+        if fault == "is a tracker of few things":
+            self.capabilities = frozenset()
+        if fault != "has no log_many":
+            self.log_many = self._log_many
+        if "idempotent" in fault or "known" in fault:
+            self.is_idempotent = True
+            del self.rewind
+        self.known = self.path.read_text().splitlines() if self.path.exists() else []
         self.is_final = (self.folder / "final").exists()
 
-    def log(self, metrics, step):
+    def _log_many(self, rows):
+        if self.fault == "takes a hundred rows at once":
+            rows = rows[:100]
+        for step, metrics in rows:
+            self.log(metrics, step, is_one=False)
+
+    def log(self, metrics, step, is_one=True):
         metrics, fault, self.num = dict(metrics), self.fault, self.num + 1
+        if fault == "loses single rows" and is_one:
+            return
+        text = json.dumps([step, metrics])
+        if fault == "is idempotent" and text in self.known:
+            return
+        if fault == "is idempotent but for NaN" and text in self.known and "NaN" not in text:
+            return
+        if fault == "takes a step for known" and any(json.loads(x)[0] == step for x in self.known):
+            return
         if fault == "dies on NaN":
             json.dumps(metrics, allow_nan=False)
         if fault == "makes zeros of NaN":
@@ -68,11 +93,11 @@ class Tracker:
             metrics = {**dict(self.held), **metrics}
         if fault == "makes up a metric":
             metrics["train/perplexity"] = 1.0
-        if fault == "drops every tenth" and step % 10 == 3 and step > 30:
+        if fault == "drops every tenth" and step % 10 == 3 and 30 < step < 61:
             return
         if fault == "doubles" and step == 41:
             self.write(metrics, step)
-        if fault == "refuses rows beyond 50" and step > 50:
+        if fault == "refuses rows beyond 50" and 50 < step < 61:
             raise OSError("no more rows")
         if fault == "ignores what comes after the end" and self.is_final:
             return
@@ -131,6 +156,21 @@ class Tracker:
         if self.fault == "empties figures":
             path.write_bytes(b"")
 
+    def log_text(self, name, text, step):
+        if self.fault == "refuses texts":
+            raise TypeError("a text")
+        if self.fault == "throws texts away":
+            return
+        code = "ascii" if self.fault == "takes plain texts only" else "utf-8"
+        (self.folder / f"{step}.txt").write_text(text, encoding=code)
+
+    def log_histogram(self, name, counts, edges, step):
+        if self.fault == "throws histograms away":
+            return
+        if self.fault == "divides by a histogram's first count":
+            counts = [count / counts[0] for count in counts]
+        (self.folder / f"{name.split('/')[-1]}.json").write_text(json.dumps([counts, edges]))
+
     def log_artifact(self, name, path):
         if path.is_file():
             shutil.copy(path, self.folder)
@@ -169,6 +209,10 @@ RESUMING = "resuming_replaces_what_comes_again"
 KILL = "nothing_is_lost_or_doubled_by_a_kill"
 NOW_AND_THEN = "an_error_now_and_then_loses_nothing"
 FOR_GOOD = "an_error_for_good_parks_it_until_later"
+TEXTS = "texts_are_kept"
+HISTOGRAMS = "histograms_are_kept"
+KNOWN = "what_is_given_again_is_known"
+MANY = "many_rows_at_once_are_like_one_after_the_other"
 HANGS = "a_backend_that_hangs_does_not_hold_the_run"
 
 FAULTS = {
@@ -193,6 +237,14 @@ FAULTS = {
     "throws figures away": FIGURES,
     "empties figures": FIGURES,
     "moves artifacts": ARTIFACTS,
+    "says that it has an optional method": CAPABILITIES,
+    "refuses texts": TEXTS,
+    "throws texts away": TEXTS,
+    "takes plain texts only": TEXTS,
+    "throws histograms away": HISTOGRAMS,
+    "divides by a histogram's first count": HISTOGRAMS,
+    "takes a hundred rows at once": MANY,
+    "is idempotent but for NaN": KNOWN,
     "knows no failure": STATUS,
     "mixes runs": TWO_RUNS,
     "has no rewind": KILL,
@@ -213,6 +265,12 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     sys.modules.pop("toy_lines_tracker", None)
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a tracker that fails be tried again at once."""
+    monkeypatch.setattr(Follower, "PAUSE_S", 0.0)
+
+
 class LinesSuite(TrackerSuite):
     def read_back(self, directory: Path) -> list[tuple[int, dict[str, float]]]:
         path = directory / "lines" / "rows.jsonl"
@@ -228,7 +286,7 @@ def failures_of(toy: ModuleType, fault: str, **attributes: Any) -> dict[str, str
 
 def test_a_right_tracker_passes_every_check(toy: ModuleType) -> None:
     LinesSuite.check(plugin=toy)
-    assert len(LinesSuite.checks()) == 18
+    assert len(LinesSuite.checks()) == 22
 
 
 @pytest.mark.parametrize(("fault", "check"), FAULTS.items())
@@ -244,12 +302,14 @@ def test_a_fault_is_reported_by_its_check_alone(toy: ModuleType, fault: str, che
         ("truncates when it is opened", {FOR_GOOD, KILL, RESUMING}),
         ("buffers and throws away", {ORDER, KILL, STATUS, RESUMING, FOR_GOOD, NON_FINITE}),
         ("refuses rows beyond 50", {ORDER, SOME, NUMBERS}),
+        ("is not idempotent", {KNOWN, KILL, FOR_GOOD}),
+        ("takes a step for known", {KNOWN}),
+        ("loses single rows", {MANY, NOW_AND_THEN, FOR_GOOD}),
     ],
 )
 def test_a_gross_fault_is_reported_by_every_check_it_touches(
-    toy: ModuleType, fault: str, checks: set[str], monkeypatch: pytest.MonkeyPatch
+    toy: ModuleType, fault: str, checks: set[str]
 ) -> None:
-    monkeypatch.setattr(Follower, "NUM_TRIES", 2)
     assert checks <= set(failures_of(toy, fault))
 
 
@@ -266,10 +326,16 @@ def test_a_store_that_says_what_it_cannot_do_passes(toy: ModuleType) -> None:
     assert not failures_of(toy, "has no rewind", is_exactly_once=False)
     assert not failures_of(toy, "buffers until the end", is_durable=False)
     assert not failures_of(toy, "stores float16", tolerance=1e-3)
+    assert not failures_of(toy, "is a tracker of few things")
+    assert not failures_of(toy, "has no log_many")
+
+
+def test_an_idempotent_tracker_passes_without_a_rewind(toy: ModuleType) -> None:
+    assert not failures_of(toy, "is idempotent")
 
 
 def test_a_suite_that_does_not_say_how_to_read_back_fails_once(toy: ModuleType) -> None:
-    with pytest.raises(ConformanceError, match=r"1 of 18 checks failed\n.*Override read_back"):
+    with pytest.raises(ConformanceError, match=r"1 of 22 checks failed\n.*Override read_back"):
         TrackerSuite.check(plugin=toy)
 
 
@@ -283,11 +349,7 @@ def test_a_follower_that_does_not_try_again_is_reported(
 def test_a_follower_that_says_nothing_of_a_tracker_that_hangs_is_reported(
     toy: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def finish(self: Follower, status: str, timeout_s: float) -> None:
-        self.end(status)
-        self._thread.join(timeout_s)
-
-    monkeypatch.setattr(Follower, "finish", finish)
+    monkeypatch.setattr(Follower, "give_up", lambda self, reason: None)
     assert list(failures_of(toy, "")) == [HANGS]
 
 

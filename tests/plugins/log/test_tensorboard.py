@@ -66,7 +66,7 @@ def scalars(run: RunInfo, tag: str) -> list[tuple[int, float]]:
 
 def test_tracker_keeps_the_protocol(tracker: TensorBoardTracker) -> None:
     assert isinstance(tracker, Tracker)
-    assert tracker.capabilities == {"params", "figures"}
+    assert tracker.capabilities == {"params", "figures", "texts", "histograms"}
     assert plugin.dovetail_api == 1
     assert all(field.description for field in Options.model_fields.values())
 
@@ -230,6 +230,46 @@ def test_log_figure_refuses_what_is_no_png(tracker: TensorBoardTracker, tmp_path
     path.write_bytes(b"GIF89a not a picture of the promised kind")
     with pytest.raises(DataError, match="expected a PNG file"):
         tracker.log_figure("report/confusion", path, step=9)
+
+
+def test_log_text_writes_the_whole_text(run: RunInfo, tracker: TensorBoardTracker) -> None:
+    text = "a <b> & 'c'\n\n| größer | \N{BLACK STAR} |" * 500
+    tracker.log_text("samples/first", text, step=4)
+    (event,) = read_back(run).Tensors("samples/first")
+    assert (event.step, event.tensor_proto.string_val[0].decode()) == (4, text)
+    assert list(read_back(run).PluginTagToContent("text")) == ["samples/first"]
+
+
+def test_log_histogram_writes_the_bins_as_they_are(
+    run: RunInfo, tracker: TensorBoardTracker
+) -> None:
+    from tensorboard.util import tensor_util
+
+    counts, edges = [3, 0, 1 / 3], [-1.0, 0.25, 1e-30 + 0.25, 1e30]
+    tracker.log_histogram("weights/layer.0", counts, edges, step=4)
+    tracker.log_histogram("weights/layer.0", [7], [1, 2], step=5)
+    first, second = read_back(run).Tensors("weights/layer.0")
+    found = tensor_util.make_ndarray(first.tensor_proto)
+    assert (first.step, second.step) == (4, 5)
+    assert found.tolist() == [list(row) for row in zip(edges, edges[1:], counts, strict=False)]
+    assert tensor_util.make_ndarray(second.tensor_proto).tolist() == [[1.0, 2.0, 7.0]]
+
+
+# TensorBoard's pages import a library of their own that is.
+@pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated:DeprecationWarning")
+def test_histograms_are_shown_in_their_tab(run: RunInfo, tracker: TensorBoardTracker) -> None:
+    from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.histogram.histograms_plugin import HistogramsPlugin
+
+    tracker.log_histogram("weights", [3, 1], [0.0, 0.5, 1.0], step=4)
+    folder = str(run.directory / "tensorboard")
+    multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRun(folder, "here").Reload()
+    provider = data_provider.MultiplexerDataProvider(multiplexer, folder)
+    page = HistogramsPlugin(TBContext(data_provider=provider))
+    events, _ = page.histograms_impl(RequestContext(), tag="weights", run="here", experiment="")
+    assert [event[1:] for event in events] == [(4, [[0.0, 0.5, 3.0], [0.5, 1.0, 1.0]])]
 
 
 def test_hook_names_the_extra_when_tensorboard_is_missing(

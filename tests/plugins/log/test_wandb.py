@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -17,7 +16,15 @@ from PIL import Image
 from dovetail.errors import ConfigError, MissingDependencyError
 from dovetail.types import RunInfo, Tracker
 from dovetail_plugins.log import wandb as plugin
+from dovetail_plugins.log import wandb_run
 from dovetail_plugins.log.wandb import Options, dovetail_log
+from dovetail_plugins.log.wandb_file import (
+    find_wandb_files,
+    parse_history,
+    read_history,
+    read_records,
+)
+from dovetail_plugins.log.wandb_rows import wait_until_written
 
 os.environ["WANDB_ERROR_REPORTING"] = "false"  # read at wandb's import: no test may report home
 wandb = pytest.importorskip("wandb")
@@ -42,54 +49,33 @@ def nobody_logged_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
 
 
 def records(file: Path) -> list[dict[str, Any]]:
-    """Return the records of a `.wandb` file up to the one that tells of the exit."""
-    if importlib.util.find_spec("wandb.sdk.internal.datastore"):
-        return _records_by_datastore(file)
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", "--follow"]
-    done = subprocess.run(
-        [*command, "--idle-timeout", "20s", str(file)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    return [{**record[record["type"]], "type": record["type"]} for record in found]
-
-
-def _records_by_datastore(file: Path) -> list[dict[str, Any]]:
-    """Read the file as wandb did before it could inspect files itself."""
-    from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
-
-    wandb.teardown()  # waits for the process that writes the file
-    store, found = DataStore(), []
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
-        record = Record.FromString(data)
+    """Return what the tests look at of each record of a `.wandb` file, once it is complete."""
+    wait_until_written([file], timeout_s=60)
+    found = []
+    for record in read_records(file):
         kind = record.WhichOneof("record_type")
         entry: dict[str, Any] = {"type": kind}
         if kind == "history":
-            keys = {item.key or item.nested_key[0]: item for item in record.history.item}
-            entry["item"] = {key: json.loads(item.value_json) for key, item in keys.items()}
+            entry["item"] = parse_history(record).values
         elif kind == "exit":
             entry["exit_code"] = record.exit.exit_code
         elif kind == "config":
-            updates = record.config.update
-            entry["update"] = {item.key: json.loads(item.value_json) for item in updates}
+            entry["update"] = {i.key: json.loads(i.value_json) for i in record.config.update}
         elif kind == "run":
-            entry |= {"project": record.run.project, "run_id": record.run.run_id}
-            entry |= {"run_group": record.run.run_group, "tags": list(record.run.tags)}
+            names = ("project", "run_id", "run_group", "job_type", "notes", "tags")
+            entry |= {name: getattr(record.run, name) for name in names}
         elif kind == "metric":
-            entry |= {
-                "glob_name": record.metric.glob_name,
-                "step_metric": record.metric.step_metric,
-            }
-        elif kind == "request":
-            continue
+            names = ("name", "glob_name", "step_metric", "summary")
+            entry |= {name: getattr(record.metric, name) for name in names}
         found.append(entry)
-    store.close()
     return found
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of all processes that fed the run in a folder."""
+    files = find_wandb_files(folder / "wandb")
+    wait_until_written(files, timeout_s=60)
+    return [dict(row.values) for file in files for row in read_history(file)]
 
 
 def value_of(step: int, metric: int) -> float:
@@ -101,7 +87,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     """Follow one offline run to its end; return its folder and what W&B's file holds of it."""
     folder = tmp_path_factory.mktemp("run")
     run = RunInfo(name="digits/v2", id="2026:01#a", directory=folder, params={})
-    tracker = dovetail_log(run, Options(mode="offline", group="sweep", tags=("a", "b")))
+    tracker = dovetail_log(
+        run, Options(mode="offline", group="sweep", tags=("a", "b"), notes="Why.", job_type="train")
+    )
     assert isinstance(tracker, Tracker)
     assert wandb.run is None
     tracker.log_params({"train.lr": 0.1, "log.use": ["wandb"]})
@@ -155,8 +143,25 @@ def test_tracker_makes_the_optimizer_step_the_axis(
     finished: tuple[Path, list[dict[str, Any]]],
 ) -> None:
     metrics = [record for record in finished[1] if record["type"] == "metric"]
-    axes = {record.get("glob_name"): record.get("step_metric") for record in metrics}
+    axes = {record["glob_name"]: record["step_metric"] for record in metrics}
     assert axes["*"] == "optimizer_step"
+
+
+def test_tracker_summarises_losses_by_their_least_value(
+    finished: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    metrics = [record for record in finished[1] if record["type"] == "metric"]
+    by_name = {record["name"]: record for record in metrics if record["summary"].min}
+    assert set(by_name) == {"train/loss"}
+    assert by_name["train/loss"]["summary"].last
+    assert by_name["train/loss"]["step_metric"] == "optimizer_step"
+
+
+def test_tracker_numbers_the_rows_without_a_gap(
+    finished: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    rows = [record["item"] for record in finished[1] if record["type"] == "history"]
+    assert [row["_step"] for row in rows] == list(range(NUM_ROWS + 3))
 
 
 def test_tracker_names_the_run_and_escapes_what_wandb_refuses(
@@ -165,6 +170,7 @@ def test_tracker_names_the_run_and_escapes_what_wandb_refuses(
     run = next(record for record in finished[1] if record["type"] == "run")
     assert (run["project"], run["run_id"]) == ("digits-v2", "2026-01-a")
     assert (run["run_group"], sorted(run["tags"])) == ("sweep", ["a", "b"])
+    assert (run["notes"], run["job_type"]) == ("Why.", "train")
 
 
 def test_log_params_replaces_settings(finished: tuple[Path, list[dict[str, Any]]]) -> None:
@@ -239,7 +245,7 @@ def test_environment_can_only_take_a_run_offline(
 ) -> None:
     if environment is not None:
         monkeypatch.setenv("WANDB_MODE", environment)
-    assert plugin._effective_mode(mode) == expected
+    assert wandb_run.effective_mode(mode) == expected
 
 
 def test_online_run_without_a_login_says_what_to_do(tmp_path: Path) -> None:
@@ -254,7 +260,15 @@ def test_online_run_without_a_login_asks_nobody_at_a_terminal(tmp_path: Path) ->
 from pathlib import Path
 from dovetail.errors import ConfigError
 from dovetail.types import RunInfo
+from dovetail_plugins.log import wandb_run
 from dovetail_plugins.log.wandb import Options, dovetail_log
+from dovetail_plugins.log.wandb_file import (
+    find_wandb_files,
+    parse_history,
+    read_history,
+    read_records,
+)
+from dovetail_plugins.log.wandb_rows import wait_until_written
 import sys
 assert sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()
 try:
@@ -286,7 +300,8 @@ def test_tracker_promises_figures_only_where_pillow_is_installed(
 ) -> None:
     run = RunInfo(name="digits", id="a", directory=tmp_path, params={})
     tracker = dovetail_log(run, Options(mode="disabled"))
-    assert tracker.capabilities == {"params", "figures", "artifacts"}
+    rest = {"params", "artifacts", "texts", "histograms"}
+    assert tracker.capabilities == rest | {"figures"}
     monkeypatch.setattr(plugin, "find_spec", lambda name: None)
-    assert tracker.capabilities == {"params", "artifacts"}
+    assert tracker.capabilities == rest
     tracker.close("completed")

@@ -1,4 +1,4 @@
-"""Records a run's metrics, settings, figures and artifacts in MLflow.
+"""Records a run's metrics, settings, figures, texts and artifacts in MLflow.
 
 By default in an SQLite store in the run's folder, with no server. Nothing of the MLflow state that
 is global to the process is used: an active run of the user's own code stays as it is.

@@ -28,10 +28,11 @@ _METRICS_PER_BATCH = 1000  # mlflow.utils.validation.MAX_METRICS_PER_BATCH
 _PARAMS_PER_BATCH = 20  # of 100: with 6000 characters each, a request stays below MLflow's 1 MB
 _SETTINGS = "settings.json"
 _FIGURES = "figures"
+_TEXTS = "texts"
 
 
 class MlflowTracker:
-    """Feeds one MLflow run: each record of the log is one batch of metrics.
+    """Feeds one MLflow run, several records of the log in one request.
 
     The MLflow run's id is kept in `mlflow/run.json` in the run's folder, so that a run that is
     resumed or replayed goes on in the same MLflow run. A record that is tried again, or replayed
@@ -48,7 +49,8 @@ class MlflowTracker:
         ConfigError: No server answers, or MLflow refuses the store, the experiment or a tag.
     """
 
-    capabilities: frozenset[Capability] = frozenset({"params", "figures", "artifacts"})
+    capabilities: frozenset[Capability] = frozenset({"params", "figures", "artifacts", "texts"})
+    is_idempotent = True
 
     def __init__(
         self,
@@ -83,16 +85,21 @@ class MlflowTracker:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write all `metrics`. NaN is kept; MLflow holds infinity as the largest float64."""
+        self.log_many([(step, metrics)])
+
+    def log_many(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Write the metrics of several steps, a thousand values in a request."""
         from mlflow.entities import Metric
 
         now_ms = time.time_ns() // 1_000_000
-        rows = [Metric(safe_name(n), float(value), now_ms, step) for n, value in metrics.items()]
+        values = [(name, value, step) for step, metrics in rows for name, value in metrics.items()]
+        safe = {name: safe_name(name) for name in {name for name, _, _ in values}}
         # Before the rows: whatever raises after them would have them written again.
-        for name in metrics:
-            if name not in self._renamed and (safe := safe_name(name)) != name:
-                self._client.set_tag(self._run_id, f"dovetail.name.{safe}", name[:5000])
-                self._renamed.add(name)
-        self._write_once(rows)
+        for name in sorted(safe.keys() - self._renamed):
+            if safe[name] != name:
+                self._client.set_tag(self._run_id, f"dovetail.name.{safe[name]}", name[:5000])
+            self._renamed.add(name)
+        self._write_once([Metric(safe[n], float(v), now_ms, step) for n, v, step in values])
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record the settings as parameters, and whole as `settings.json`.
@@ -123,6 +130,11 @@ class MlflowTracker:
             copy = Path(folder) / f"step-{step:08d}{path.suffix}"
             copyfile(path, copy)
             self._client.log_artifact(self._run_id, str(copy), f"{_FIGURES}/{safe_name(name)}")
+
+    def log_text(self, name: str, text: str, step: int) -> None:
+        """Write a text to the artifact `texts/<name>/step-<step>.txt`."""
+        file = f"{_TEXTS}/{safe_name(name)}/step-{step:08d}.txt"
+        self._client.log_text(self._run_id, text, file)
 
     def log_artifact(self, name: str, path: Path) -> None:
         """Copy a file, or what a folder holds, to the artifact folder `<name>`."""
@@ -194,13 +206,15 @@ class MlflowTracker:
 
         MLflow itself takes a row for the same only if its time is, and older releases fail at NaN.
         """
+        if not rows:
+            return
         if self._is_unsure:
             self._seen.clear()
         new = self._unknown(rows) if self._is_unsure or self._is_replay else rows
         self._is_unsure = True
         self._write(self._run_id, new)
         self._is_unsure = False
-        # A replay is over with the first record that is new.
+        # A replay is over with the first records of which none was there.
         self._is_replay = self._is_replay and len(new) < len(rows)
 
     def _unknown(self, rows: list[Metric]) -> list[Metric]:
@@ -226,9 +240,10 @@ class MlflowTracker:
             return
         with tempfile.TemporaryDirectory(prefix="dovetail-mlflow-") as folder:
             self._client.download_artifacts(old, "", folder)
-            for figure in (Path(folder) / _FIGURES).rglob("step-*"):
-                if int(figure.stem.removeprefix("step-")) > step:
-                    figure.unlink()
+            for kind in (_FIGURES, _TEXTS):
+                for file in (Path(folder) / kind).rglob("step-*"):
+                    if int(file.stem.removeprefix("step-")) > step:
+                        file.unlink()
             self._client.log_artifacts(new, folder)
 
     def _terminate(self, run_id: str, status: str) -> None:

@@ -1,151 +1,223 @@
-"""Followers: they read the metric log and feed the trackers, each from a thread of its own."""
+"""A follower reads the metric log and feeds one tracker, from a thread of its own."""
 
 from __future__ import annotations
 
+import math
 import threading
-import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from dovetail.errors import build_message
+from dovetail.run.tracking.calls import CallReader
+from dovetail.run.tracking.cursor import Cursor, Position
 from dovetail.run.tracking.reading import parse_record
 from dovetail.types import Tracker
 
+_CURSOR_S = 1.0
+"""Seconds between two notes of how far a tracker has come."""
+
 
 class Follower:
-    """Feeds one tracker from the metric log, in a thread of its own.
+    """Feeds one tracker from the metric log, and keeps how far it has come.
 
-    What the tracker raises is retried a few times with growing pauses; then it is parked with one
-    warning. The log keeps everything either way.
+    What the tracker raises is retried a few times with growing pauses. Then it is parked: left in
+    peace for a while that grows too, and tried again. The log keeps everything either way.
 
     Args:
-        name: The tracker's name, for messages.
+        name: The tracker's name.
         tracker: Who is fed.
         path: The metric log.
-        params: The run's settings, handed over first.
-        is_resumed: Whether the run was resumed, so that a tracker may have been fed before. One
-            with a method `rewind(step)` drops what it will be given again.
         poll_s: Pause between two looks at the log, seconds.
+        calls_per_s: Calls per second that the tracker gets at most.
+        on_parked: Called once with the reason, when the tracker is parked for the first time.
+        on_refused: Called with each file that the tracker refuses while it takes the rest, and why.
     """
 
     NUM_TRIES = 4
+    PAUSE_S = 0.05
+    """Before the second try; each further pause is four times as long."""
+    PARKED_S = 30.0
+    """Before a parked tracker is tried again; twice as long each time, `PARKED_MAX_S` at most."""
+    PARKED_MAX_S = 600.0
 
     def __init__(
         self,
         name: str,
         tracker: Tracker,
         path: Path,
-        params: Mapping[str, Any],
         *,
-        is_resumed: bool = False,
         poll_s: float = 0.5,
+        calls_per_s: float | None = None,
+        on_parked: Callable[[str], None] | None = None,
+        on_refused: Callable[[str, str], None] | None = None,
     ) -> None:
         self.name = name
         self.parked_by: str | None = None
-        """Why the tracker was given up, if it was."""
+        """Why the tracker is parked; `None` while it takes what it is given."""
         self._tracker = tracker
+        self._calls = CallReader(path, tracker)
         self._path = path
-        self._params = params
-        self._is_resumed = is_resumed
         self._poll_s = poll_s
-        # How far it has come survives a crash; the log says what comes next.
-        self._cursor = path.with_name(f".{name.replace(':', '-')}.cursor")
+        self._min_pause_s = 0.0 if calls_per_s is None else 1.0 / calls_per_s
+        self._on_parked = on_parked
+        self._on_refused = on_refused
+        self._was_parked = False
+        self._cursor = Cursor(path.parent, name)
         self._offset = 0
-        self._status: str | None = None
-        self._wake = threading.Event()
-        self._given_up = threading.Event()
+        self._noted_s = -math.inf
+        self._called_s = -math.inf
+        self._status = "failed"
+        self._is_complete = threading.Event()
+        self._is_given_up = threading.Event()
         # A tracker that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"dovetail-{name}", daemon=True)
 
     def start(self) -> None:
-        """Begin to follow, from where this tracker had come to before a resume."""
-        self._is_resumed |= self._cursor.exists()
-        with suppress(OSError, ValueError):  # no cursor yet, or a damaged one
-            self._offset = min(int(self._cursor.read_text()), self._path.stat().st_size)
+        """Begin to follow, from where this tracker had come to before."""
         self._thread.start()
 
     def end(self, status: str) -> None:
         """Say that the log is complete, so that the tracker gets the rest and is closed."""
         self._status = status
-        self._wake.set()
+        self._is_complete.set()
 
-    def finish(self, status: str, timeout_s: float) -> None:
-        """Hand over the rest and close the tracker, waiting at most `timeout_s` seconds."""
-        self.end(status)
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait at most `timeout_s` seconds; return whether it is over, well or not."""
         self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            self._given_up.set()
-            self._park(f"did not finish within {timeout_s:g} s")
+        return not self._thread.is_alive()
+
+    def give_up(self, reason: str) -> None:
+        """Stop following after the call that is under way, if it ever ends."""
+        self._is_given_up.set()
+        self._park(reason)
 
     def _run(self) -> None:
         try:
-            self._follow()
-        except Exception as err:  # the log itself was taken away
+            if self._follow():
+                self._finish()
+        except BaseException as err:  # the log itself was taken away
             self._park(f"{type(err).__name__}: {err}")
 
-    def _follow(self) -> None:
-        rewind = getattr(self._tracker, "rewind", None)
-        if self._is_resumed and rewind is not None:
-            start, step = _last_step_before(self._path, self._offset)
-            if self._offset < self._path.stat().st_size:
-                # It may have taken more than the cursor tells of: from that step on, all again.
-                self._offset, step = start, step - 1
-            self._try(lambda: rewind(step))
-        self._try(lambda: self._tracker.log_params(self._params))
-        is_last = False
-        while not is_last and self.parked_by is None:
-            self._wake.wait(self._poll_s)
+    def _follow(self) -> bool:
+        """Hand over everything until the log is complete; return whether the tracker took it."""
+        work: Callable[[], bool] = self._recover
+        pause_s = self.PARKED_S
+        while not self._is_given_up.is_set():
             # Looked at before the log is read, so that nothing written before it is missed.
-            is_last = self._status is not None
-            self._feed()
-        if self.parked_by is None:
-            self._try(lambda: self._tracker.close(self._status or "failed"))
+            is_last = self._is_complete.is_set()
+            start = self._offset
+            is_done = work()
+            if is_done or self._offset != start:
+                pause_s = self.PARKED_S
+            if is_done and work == self._recover:
+                work = self._feed
+            elif is_done and not is_last:
+                self._is_complete.wait(self._poll_s)
+            elif is_last:
+                return is_done
+            else:
+                self._is_complete.wait(pause_s)
+                pause_s = min(2 * pause_s, self.PARKED_MAX_S)
+        return False
 
-    def _feed(self) -> None:
-        start = self._offset
-        with self._path.open("rb") as file:
-            file.seek(start)
-            for line in file:
-                if not line.endswith(b"\n") or self._given_up.is_set():
-                    break
-                record = parse_record(line) or {}
-                metrics = record.get("metrics")
-                if metrics:
-                    self._try(lambda m=metrics, s=record["step"]: self._tracker.log(m, s))
-                if self.parked_by is not None:
-                    break
-                self._offset += len(line)
-        if self._offset != start:
-            # A full disk costs no more than a record that the tracker is given twice.
-            with suppress(OSError):
-                beside = self._cursor.with_name(f"{self._cursor.name}.partial")
-                beside.write_text(str(self._offset), encoding="ascii")
-                beside.replace(self._cursor)
+    def _recover(self) -> bool:
+        """Find where to go on, and have the tracker drop what it will be given again."""
+        position, size_bytes = self._cursor.read(), self._path.stat().st_size
+        offset = min(position.offset, size_bytes)
+        if self._cursor.exists() and not position.is_clean:
+            rewind = getattr(self._tracker, "rewind", None)
+            is_idempotent = bool(getattr(self._tracker, "is_idempotent", False))
+            if is_idempotent and not (position.needs_rewind and rewind):
+                offset = 0
+            elif rewind is not None:
+                start, step = last_step_before(self._path, offset)
+                if offset < size_bytes:
+                    # It may have taken more than the cursor tells of: from that step on, again.
+                    offset, step = start, step - 1
+                reason = self._try(lambda: rewind(step))
+                if reason is not None:
+                    self._park(reason)
+                    return False
+        self._offset = offset
+        self._note()
+        return True
 
-    def _try(self, call: Any) -> None:
-        if self.parked_by is not None:
-            return
+    def _feed(self) -> bool:
+        """Hand over what the log holds; return whether the tracker has taken all of it."""
+        offset, refused = self._offset, dict[str, str]()
+        for call in self._calls.read(offset):
+            if self._is_given_up.is_set():
+                return False
+            reason = self._try(call.act) if call.act is not None else None
+            if reason is not None and call.file:
+                # Whether the file is to blame, or the tracker's whole world, the next record tells.
+                refused[call.file] = reason
+                continue
+            if reason is not None:
+                self._note()
+                self._park(reason)
+                return False
+            if refused and call.act is None:
+                continue
+            for file, why in refused.items():
+                self._refuse(file, why)
+            refused.clear()
+            self._offset = call.end
+            self._note(at_most_every_s=_CURSOR_S)
+        if self._is_complete.is_set():
+            for reason in refused.values():
+                self._park(reason)
+        if self._offset != offset:
+            self._note()
+        return not refused
+
+    def _finish(self) -> None:
+        reason = self._try(lambda: self._tracker.close(self._status))
+        if reason is None:
+            self._note(is_clean=True)
+        else:
+            self._park(reason)
+
+    def _note(self, at_most_every_s: float = 0.0, *, is_clean: bool = False) -> None:
+        now_s = time.monotonic()
+        if now_s - self._noted_s >= at_most_every_s:
+            self._noted_s = now_s
+            self._cursor.write(Position(self._offset, is_clean))
+
+    def _try(self, act: Callable[[], None]) -> str | None:
+        """Call the tracker until it takes it; return why it does not."""
+        reason = None
         for attempt in range(self.NUM_TRIES):
+            if attempt:
+                self._is_given_up.wait(self.PAUSE_S * 4 ** (attempt - 1))
+            if self._is_given_up.is_set():
+                return reason or "gave up"
+            self._is_given_up.wait(max(0.0, self._called_s + self._min_pause_s - time.monotonic()))
+            self._called_s = time.monotonic()
             try:
-                call()
-                return
+                act()
             except BaseException as err:  # also a tracker that calls sys.exit
                 reason = f"{type(err).__name__}: {err}"
-                self._given_up.wait(0.05 * 4**attempt if attempt + 1 < self.NUM_TRIES else 0)
-        self._park(reason)
+            else:
+                if not self._is_given_up.is_set():
+                    self.parked_by = None
+                return None
+        return reason
 
     def _park(self, reason: str) -> None:
-        if self.parked_by is not None:
+        if self.parked_by is not None and self._is_given_up.is_set():
             return
         self.parked_by = reason
-        found = f"is parked: {reason}"
-        hint = f"The run goes on; every record stands in {self._path.name}."
-        warnings.warn(build_message(f"tracker {self.name!r}", found, action=hint), stacklevel=3)
+        if not self._was_parked and self._on_parked is not None:
+            self._was_parked = True
+            self._on_parked(reason)
+
+    def _refuse(self, file: str, reason: str) -> None:
+        if self._on_refused is not None:
+            self._on_refused(file, reason)
 
 
-def _last_step_before(path: Path, end: int) -> tuple[int, int]:
+def last_step_before(path: Path, end: int) -> tuple[int, int]:
     """Return where the records of the last step before a place of the log begin, and that step.
 
     A step may have several records, that of its evaluation among them: whoever rewinds to the step

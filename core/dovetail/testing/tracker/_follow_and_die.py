@@ -24,20 +24,28 @@ class Deadly:
         self._tracker = tracker
         self._num_before = num_before
         self._num_after = num_after
-        self._num_calls = 0
+        self._num_rows = 0
         self.is_written = threading.Event()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._tracker, name)
+        member = getattr(self._tracker, name)
+        return self._log_many if name == "log_many" else member
 
     def log(self, metrics: Any, step: int) -> None:
         """Record, and die of it."""
-        self._num_calls += 1
-        if self._num_calls > self._num_before:
+        self._hand_over(lambda rows: self._tracker.log(*rows[0]), [(metrics, step)])
+
+    def _log_many(self, rows: Any) -> None:
+        self._hand_over(self._tracker.log_many, rows)
+
+    def _hand_over(self, take: Callable[[Any], None], rows: Any) -> None:
+        if self._num_rows >= self._num_before:
             # All that follows is read in one go, so that the cursor stays where it is.
             self.is_written.wait()
-        self._tracker.log(metrics, step)
-        if self._num_calls == self._num_before + self._num_after:
+        num_left = self._num_before + self._num_after - self._num_rows
+        take(rows[:num_left])
+        self._num_rows += len(rows)
+        if len(rows) >= num_left:
             os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
@@ -46,6 +54,7 @@ def main() -> None:
     request = json.load(sys.stdin)
     sys.path[:] = request["path"]
     from dovetail.run.tracking import MetricLog
+    from dovetail.run.tracking.cursor import Cursor
     from dovetail.run.tracking.follower import Follower
     from dovetail.testing.processes import make_registry
     from dovetail.types import RunInfo
@@ -56,13 +65,14 @@ def main() -> None:
     tracker = registry.log(request["name"], info, options)
     records, num_before = request["records"], request["num_before"]
     log = MetricLog(directory)
+    log.write({"kind": "params", "time": time.time(), "params": request["params"]})
     deadly: Any = Deadly(tracker, num_before, request["num_after"])
-    follower = Follower("followed", deadly, log.path, request["params"], poll_s=0.01)
+    follower = Follower("followed", deadly, log.path, poll_s=0.01)
     follower.start()
     for record in records[:num_before]:
         log.write(record)
-    cursor, size = directory / ".followed.cursor", str(log.tell())
-    wait_for(follower, lambda: cursor.exists() and cursor.read_text() == size)
+    cursor, size = Cursor(directory, "followed"), log.tell()
+    wait_for(follower, lambda: cursor.read().offset == size)
     for record in records[num_before:]:
         log.write(record)
     deadly.is_written.set()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from dovetail.run.tracking.follower import Follower
-from dovetail.run.tracking.session import Tracking
+from dovetail.run.tracking.session import FLUSH_S, Tracking, open_log
 from dovetail.types import Tracker
 
 Rows: TypeAlias = list[tuple[int, dict[str, float]]]
@@ -28,6 +28,11 @@ def step_record(step: int, **metrics: float) -> dict[str, Any]:
     """Return the record of an optimizer step, as the loop writes it."""
     values = {"train/loss": float(step), "train/lr": 0.5, **metrics}
     return {"kind": "step", "step": step, "epoch": 0, "metrics": values}
+
+
+def file_record(kind: str, step: int, name: str, file: str) -> dict[str, Any]:
+    """Return a record that refers to a file in the run's folder."""
+    return {"kind": kind, "step": step, "name": name, "file": file, "time": 0.0}
 
 
 def evaluation_record(step: int, **metrics: float) -> dict[str, Any]:
@@ -65,8 +70,10 @@ class Followed:
 
     @property
     def parked(self) -> list[str]:
-        """Why the tracker was given up, if it was; empty otherwise."""
-        return [text for text in self.warnings if " is parked: " in text]
+        """Why the tracker was given up, or what it refused; empty if it took everything."""
+        return [
+            text for text in self.warnings if " is parked: " in text or " does not take " in text
+        ]
 
 
 @contextlib.contextmanager
@@ -77,7 +84,7 @@ def following(
     params: Mapping[str, Any] | None = None,
     status: str = "completed",
     resumed_at: tuple[int, int] | None = None,
-    flush_s: float = Tracking.FLUSH_S,
+    flush_s: float = FLUSH_S,
 ) -> Iterator[Followed]:
     """Follow a run from its beginning, or a resume, to its end.
 
@@ -91,8 +98,8 @@ def following(
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        tracking = Tracking(directory, {FOLLOWED: tracker}, params or {}, resumed_at)
-        tracking.FLUSH_S = flush_s
+        log = open_log(directory, resumed_at)
+        tracking = Tracking(log, {FOLLOWED: tracker}, params or {}, flush_s=flush_s)
         followed = Followed(tracking)
         end = _ENDS.get(status)
         with contextlib.suppress(*filter(None, [end])), tracking:
@@ -116,32 +123,17 @@ class Proxy:
         self._before = before
         self._num_calls = 0
 
-    @property
-    def capabilities(self) -> frozenset[Any]:
-        """Those of the tracker."""
-        return self._tracker.capabilities
+    def __getattr__(self, name: str) -> Any:
+        """Return a member of the tracker; records come one by one here, never by `log_many`."""
+        if name == "log_many":
+            raise AttributeError(name)
+        return getattr(self._tracker, name)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record, unless `before` raises."""
         self._num_calls += 1
         self._before(self._num_calls)
         self._tracker.log(metrics, step)
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Hand on."""
-        self._tracker.log_params(params)
-
-    def log_figure(self, name: str, path: Path, step: int) -> None:
-        """Hand on."""
-        self._tracker.log_figure(name, path, step)
-
-    def log_artifact(self, name: str, path: Path) -> None:
-        """Hand on."""
-        self._tracker.log_artifact(name, path)
-
-    def close(self, status: str) -> None:
-        """Hand on."""
-        self._tracker.close(status)
 
 
 @contextlib.contextmanager
@@ -168,7 +160,7 @@ def series_of(rows: Rows, name: str) -> Series:
 
 def expected_series(records: Sequence[Mapping[str, Any]], name: str) -> Series:
     """Return steps and values of one metric, in the log's order."""
-    return series_of([(r["step"], r["metrics"]) for r in records], name)
+    return series_of([(r["step"], r["metrics"]) for r in records if "metrics" in r], name)
 
 
 def is_near(found: float, wanted: float, tolerance: float) -> bool:

@@ -7,6 +7,7 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from dovetail.run.tracking import LOG_NAME
@@ -31,11 +32,17 @@ def write_run_files(directory: Path, root: Path | None = None) -> dict[str, str]
 
 def digests(root: Path) -> dict[str, str]:
     """Return the digest of each file under a folder, by its path in it."""
-    return {
-        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-    }
+    found = {}
+    for path in _files(root):
+        with suppress(FileNotFoundError):
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[path.relative_to(root).as_posix()] = digest
+    return found
+
+
+def _files(root: Path) -> list[Path]:
+    """Return the files under a folder; a backend's own process may be tidying up there."""
+    return sorted(Path(folder, name) for folder, _, names in os.walk(root) for name in names)
 
 
 def find_strays(root: Path, directory: Path, before: Mapping[str, str]) -> list[str]:
@@ -43,7 +50,7 @@ def find_strays(root: Path, directory: Path, before: Mapping[str, str]) -> list[
 
     Args:
         root: A folder around the run's folder.
-        directory: The run's folder, with its metric log and the cursor of one tracker.
+        directory: The run's folder, with its metric log, its locks and the tracker's cursor.
         before: Digests of the files under `root` before the tracker came.
     """
     after = digests(root)
@@ -52,8 +59,7 @@ def find_strays(root: Path, directory: Path, before: Mapping[str, str]) -> list[
     own: set[str] = set()
     for name in sorted(set(after) - set(before)):
         folder, is_nested, _ = name.removeprefix(inside).partition("/")
-        is_log = folder == LOG_NAME or folder.endswith(".cursor")
-        if name.startswith(inside) and (is_nested or is_log):
+        if name.startswith(inside) and (is_nested or _is_log(directory / folder)):
             own |= {folder} if is_nested else set()
         else:
             strays.append(name)
@@ -62,16 +68,18 @@ def find_strays(root: Path, directory: Path, before: Mapping[str, str]) -> list[
 
 
 def count_bytes(directory: Path) -> int:
-    """Return the size of all files in a run's folder but the log and its cursor."""
-    return sum(
-        os.lstat(path).st_size
-        for path in directory.rglob("*")
-        if path.is_file() and not path.is_symlink() and not _is_log(path)
-    )
+    """Return the size of all files in a run's folder but the log and what goes with it."""
+    size_bytes = 0
+    for path in _files(directory):
+        with suppress(FileNotFoundError):
+            if not path.is_symlink() and not _is_log(path):
+                size_bytes += path.stat().st_size
+    return size_bytes
 
 
 def _is_log(path: Path) -> bool:
-    return path.name == LOG_NAME or path.name.endswith(".cursor")
+    """Return whether a file is the log, a cursor in it or a lock of it."""
+    return path.name == LOG_NAME or path.suffix in (".cursor", ".lock")
 
 
 def draw_noise(size: int) -> bytes:

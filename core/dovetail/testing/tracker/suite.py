@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import shutil
 import threading
 import unittest
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from dovetail.run.tracking import read_records
 from dovetail.testing.suite import expect
 from dovetail.testing.tracker.following import (
+    FOLLOWED,
     Proxy,
-    describe_difference,
+    evaluation_record,
     expected_series,
     is_near,
     join_follower,
@@ -20,14 +22,8 @@ from dovetail.testing.tracker.following import (
     series_of,
     step_record,
 )
-from dovetail.testing.tracker.run_folder import (
-    count_bytes,
-    digests,
-    draw_noise,
-    write_run_files,
-)
-from dovetail.testing.tracker.tracked_runs import PARAMS, TrackedRuns
-from dovetail.types import Capability
+from dovetail.testing.tracker.holding import METHODS, HoldingChecks
+from dovetail.testing.tracker.tracked_runs import PARAMS
 
 _PARAMS: Mapping[str, Any] = {
     "run.name": "größer \N{RIGHTWARDS ARROW} \N{BLACK STAR}",
@@ -45,7 +41,7 @@ _PARAMS: Mapping[str, Any] = {
 _NON_FINITE = (math.nan, math.inf, -math.inf)
 
 
-class TrackerSuite(TrackedRuns):
+class TrackerSuite(HoldingChecks):
     """Checks of the `log` hook. A subclass says how its store is read back.
 
     The tracker is fed from a metric log on disk by the follower that a run feeds it by.
@@ -58,14 +54,18 @@ class TrackerSuite(TrackedRuns):
         expect(is_own, f"{type(self).__name__} does not say how the store is read back. {hint}")
 
     def test_capabilities_are_known(self) -> None:
-        """`capabilities` is a frozenset of names that mean something to a run."""
+        """`capabilities` is a frozenset of names that a run knows, each with its method."""
         with self._folder() as directory:
             tracker = self._build(directory)
             found: Any = tracker.capabilities
             tracker.close("completed")
-        known = frozenset(get_args(Capability))
+        known = frozenset(METHODS)
         is_known = isinstance(found, frozenset) and found <= known
         expect(is_known, f"capabilities is {found!r}, no frozenset of {', '.join(sorted(known))}")
+        for name in sorted(found):
+            method = METHODS[name]
+            has_it = callable(getattr(tracker, method, None))
+            expect(has_it, f"capabilities names {name!r}, and there is no method {method}")
 
     def test_every_record_arrives_once_and_in_order(self) -> None:
         """The store holds each optimizer step of a run, in order."""
@@ -118,51 +118,6 @@ class TrackerSuite(TrackedRuns):
                     followed.write([record])
                 self._expect_fed(followed.parked)
 
-    def test_figures_are_kept(self) -> None:
-        """`log_figure` keeps a picture, where the tracker says that it can."""
-        with self._folder() as directory:
-            picture = directory / "report.png"
-            picture.write_bytes(draw_noise(512))
-            before = picture.read_bytes()
-            tracker = self._build(directory)
-            if "figures" not in tracker.capabilities:
-                tracker.close("completed")
-                raise unittest.SkipTest("the tracker holds no figures")
-            records = [step_record(1), step_record(2)]
-            with self._following(directory, tracker) as followed:
-                followed.write(records[:1])
-                tracker.log_figure("report/noise", picture, 1)
-                followed.write(records[1:])
-            self._expect_fed(followed.parked)
-            self._expect_rows(self.read_back(directory), records, "train/loss")
-            expect(picture.read_bytes() == before, "log_figure changed the picture")
-            size_bytes = count_bytes(directory) - len(before)
-        with self._folder() as directory:
-            self._follow(directory, records)
-            plain_bytes = count_bytes(directory)
-        # A store that lies elsewhere shows nothing here. Noise cannot be compressed.
-        is_elsewhere = self._finished.size_bytes == 0
-        is_kept = is_elsewhere or size_bytes - plain_bytes > len(before) // 2
-        expect(is_kept, f"the store did not grow by a picture of {len(before)} bytes")
-
-    def test_artifacts_are_taken(self) -> None:
-        """`log_artifact` takes a file and a folder, where the tracker says that it can."""
-        with self._folder() as directory:
-            before = write_run_files(directory)
-            tracker = self._build(directory)
-            if "artifacts" not in tracker.capabilities:
-                tracker.close("completed")
-                raise unittest.SkipTest("the tracker holds no artifacts")
-            with self._following(directory, tracker) as followed:
-                followed.write([step_record(1)])
-                tracker.log_artifact("report", directory / "report.html")
-                tracker.log_artifact("checkpoint", directory / "checkpoints" / "step-000001")
-            self._expect_fed(followed.parked)
-            self._expect_rows(self.read_back(directory), [step_record(1)], "train/loss")
-            left = digests(directory)
-        changed = [name for name, digest in before.items() if left.get(name) != digest]
-        expect(not changed, f"log_artifact changed {', '.join(changed)}")
-
     def test_every_status_is_taken(self) -> None:
         """A run may also be interrupted or fail; what was logged before is kept."""
         for status in ("interrupted", "failed"):
@@ -210,31 +165,69 @@ class TrackerSuite(TrackedRuns):
         self._expect_rows(rows, first[:5] + again, "train/loss")
 
     def test_nothing_is_lost_or_doubled_by_a_kill(self) -> None:
-        """A process that follows is killed; the next one goes on from the run's checkpoint.
+        """A process that follows is killed. The tracker is given the rest, later or by a resume.
 
         The last few records before the kill were taken by the tracker, and no cursor tells of them;
-        the checkpoint lies among them.
+        the run's checkpoint lies among them.
         """
         num_before, num_after = 10, 5
         records = [step_record(step) for step in range(1, 21)]
-        with self._folder() as directory:
+        with self._folder() as directory, self._folder("other") as other:
             resumed_at = self._kill(directory, records, num_before, num_after)
+            later = other / directory.name
+            shutil.copytree(directory, later)
+            with self._following(later, self._build(later), params=PARAMS) as followed:
+                pass
+            self._expect_fed(followed.parked)
+            rows = self.read_back(later)
+            self._expect_after_a_kill(rows, records, num_before, "after a kill")
             tracker = self._build(directory)
             with self._following(
                 directory, tracker, params=PARAMS, resumed_at=resumed_at
             ) as followed:
                 followed.write([r for r in records if r["step"] > resumed_at[0]])
             self._expect_fed(followed.parked)
-            found = series_of(self.read_back(directory), "train/loss")
-        if not self.is_durable:
-            found = [pair for pair in found if pair[0] > num_before]
-            records = records[num_before:]
-        if not self.is_exactly_once:
-            found = list(dict(found).items())
-        difference = describe_difference(
-            found, expected_series(records, "train/loss"), self.tolerance
-        )
-        expect(not difference, f"after a kill, {difference}")
+            rows = self.read_back(directory)
+        self._expect_after_a_kill(rows, records, num_before, "after a kill and a resume")
+
+    def test_what_is_given_again_is_known(self) -> None:
+        """A whole run that an idempotent tracker is given again stands there once."""
+        records = [step_record(step) for step in range(1, 13)]
+        records.insert(4, evaluation_record(4))
+        records += [step_record(13, **{"odd/loss": math.nan}), step_record(14)]
+        with self._folder() as directory:
+            tracker = self._build_one_that(
+                lambda made: getattr(made, "is_idempotent", False), directory, "is not idempotent"
+            )
+            with self._following(directory, tracker, status="interrupted") as followed:
+                followed.write(records[:4])
+            self._expect_fed(followed.parked)
+            for rest in (records[4:], []):
+                # Without a cursor the follower begins at the beginning.
+                (directory / f".{FOLLOWED}.cursor").unlink()
+                with self._following(directory, self._build(directory)) as followed:
+                    followed.write(rest)
+                self._expect_fed(followed.parked)
+            rows = self.read_back(directory)
+        self._expect_rows(rows, records, "train/loss", "train/lr", "val/loss")
+        num_found = len(series_of(rows, "odd/loss"))
+        expect(num_found <= 1, f"a record with NaN that is given again stands {num_found} times")
+
+    def test_many_rows_at_once_are_like_one_after_the_other(self) -> None:
+        """`log_many` takes as many rows as a follower has, and the last one is in the store."""
+        records = [step_record(step) for step in range(1001, 1505)]
+        rows = [(int(r["step"]), r["metrics"]) for r in records]
+        with self._folder() as directory:
+            tracker: Any = self._build_one_that(
+                lambda made: hasattr(made, "log_many"), directory, "has no log_many"
+            )
+            tracker.log(rows[0][1], rows[0][0])
+            tracker.log_many(rows[1:501])
+            tracker.log(rows[501][1], rows[501][0])
+            tracker.log_many(rows[502:])
+            tracker.close("completed")
+            found = self.read_back(directory)
+        self._expect_rows(found, records, "train/loss", "train/lr")
 
     def test_an_error_now_and_then_loses_nothing(self) -> None:
         """A record that the backend refuses once is offered again and stands there once."""

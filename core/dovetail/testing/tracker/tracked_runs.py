@@ -7,7 +7,7 @@ import secrets
 import signal
 import tempfile
 import unittest
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,13 +55,13 @@ class TrackedRuns(Suite):
     is_exactly_once: bool = True
     """Whether a record is there once although the process was killed after the tracker took it and
     before the follower noted that it had. The follower hands such records over again; a tracker
-    keeps them apart by `rewind`, or by a store with one place per step and metric. One that says
-    `False` should say in its documentation that rows may stand twice after a crash, and that the
-    last one of a step counts."""
+    keeps them apart by `rewind`, by `is_idempotent`, or by a store with one place per step and
+    metric. One that says `False` should say in its documentation that rows may stand twice after a
+    crash, and that the last one of a step counts."""
     is_durable: bool = True
-    """Whether a record is in the store when `log` returns, so that it outlives a killed process.
-    One that says `False` should say in its documentation that a crash costs it rows which the
-    metric log has."""
+    """Whether a record that the tracker took is in the store after its process was killed: because
+    it was there when `log` returned, or because it is given again (`is_idempotent`). One that says
+    `False` should say in its documentation that a crash costs it rows which the metric log has."""
     tolerance: float = 0.0
     """Largest relative error of a stored number: 0 for 64 bits, 1e-7 for the 32 of float32."""
     flush_s: float = 30.0
@@ -125,6 +125,16 @@ class TrackedRuns(Suite):
         info = RunInfo(directory.parent.name, directory.name, directory, PARAMS)
         return registry.log(self.name, info, self.build_options(registry))
 
+    def _build_one_that(
+        self, is_right: Callable[[Any], bool], directory: Path, lacking: str
+    ) -> Tracker:
+        """Make the tracker, or skip the check for one that says that it cannot."""
+        tracker = self._build(directory)
+        if not is_right(tracker):
+            tracker.close("completed")
+            raise unittest.SkipTest(f"the tracker {lacking}")
+        return tracker
+
     def _following(
         self, directory: Path, tracker: Tracker, **arguments: Any
     ) -> AbstractContextManager[Followed]:
@@ -165,7 +175,22 @@ class TrackedRuns(Suite):
             raise ConformanceError(f"it did not follow in a fresh process: {last_line(ended)}")
         lines = (directory / LOG_NAME).read_bytes().splitlines(keepends=True)
         num_kept = num_before + num_after // 2
-        return int(records[num_kept - 1]["step"]), sum(map(len, lines[:num_kept]))
+        # The first line has the settings.
+        return int(records[num_kept - 1]["step"]), sum(map(len, lines[: num_kept + 1]))
+
+    def _expect_after_a_kill(
+        self, rows: Rows, records: Sequence[Mapping[str, Any]], num_before: int, told: str
+    ) -> None:
+        found = series_of(rows, "train/loss")
+        if not self.is_durable:
+            found = [pair for pair in found if pair[0] > num_before]
+            records = records[num_before:]
+        if not self.is_exactly_once:
+            found = list(dict(found).items())
+        difference = describe_difference(
+            found, expected_series(records, "train/loss"), self.tolerance
+        )
+        expect(not difference, f"{told}, {difference}")
 
     def _expect_series(self, finished: Finished, *names: str) -> None:
         self._expect_fed(finished.parked)

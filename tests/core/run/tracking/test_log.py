@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -113,7 +114,7 @@ def test_each_metric_warns_once_when_it_is_first_not_finite(log: MetricLog) -> N
     with pytest.warns(UserWarning, match="metric 'a' is nan for the first time") as caught:
         write_steps(log, range(3), a=math.nan, b=1.0)
     assert len(caught) == 1
-    with pytest.warns(UserWarning, match="metric 'b' is -inf for the first time"):
+    with pytest.warns(UserWarning, match="metric 'b' is -inf for the first time, at step 3"):
         log.write(step_record(3, a=math.inf, b=-math.inf))
     rows = [record["metrics"] for record in read_records(log.path)]
     assert rows[3] == {"a": math.inf, "b": -math.inf}
@@ -134,15 +135,18 @@ def test_a_full_disk_stops_nothing_and_warns_once(
 
     def fill_and_close() -> None:
         write_steps(log, range(10, 500))
-        assert log.tell() == size + 20
+        assert log.tell() == log.path.stat().st_size == size
+        log.close()
         log.close()
 
-    with pytest.warns(UserWarning, match="cannot be written") as caught, full_disk(size + 20):
+    match = "cannot be written|could not be written"
+    with pytest.warns(UserWarning, match=match) as caught, full_disk(size + 20):
         fill_and_close()
-    (warning,) = caught
+    warning, at_the_end = caught
+    assert "lacks 490 records that could not be written" in str(at_the_end.message)
     assert str(warning.message).startswith(f"metric log {str(log.path)!r}: cannot be written: File")
     assert "the run goes on without its records" in str(warning.message)
-    assert log.num_lost == 491
+    assert log.num_lost == 490
     assert steps_of(tmp_path) == list(range(10))
 
 
@@ -153,10 +157,44 @@ def test_a_disk_with_room_again_gets_whole_lines(
     with pytest.warns(UserWarning, match="cannot be written"), full_disk(20):
         write_steps(log, range(500))
     write_steps(log, range(500, 510))
+    with pytest.warns(UserWarning, match="lacks 500 records"):
+        log.close()
+    assert steps_of(tmp_path) == list(range(500, 510))
+
+
+def test_threads_write_whole_lines(log: MetricLog) -> None:
+    def write(first: int) -> None:
+        write_steps(log, range(first, first + 200), **{f"metric/{n}": 1.0 for n in range(20)})
+
+    threads = [threading.Thread(target=write, args=(1000 * n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    steps = steps_of(log.path)
+    assert sorted(steps) == [1000 * n + k for n in range(4) for k in range(200)]
+    assert log.tell() == log.path.stat().st_size
+
+
+def test_a_second_writer_of_a_folder_is_refused(log: MetricLog) -> None:
+    directory = log.path.parent
+    with pytest.raises(RunError, match=rf"is in use by process {os.getpid()}; expected one"):
+        MetricLog(directory)
     log.close()
-    steps = steps_of(tmp_path)
-    assert steps == sorted(set(steps))
-    assert steps[-10:] == list(range(500, 510))
+    MetricLog(directory).close()
+
+
+def test_a_second_process_on_a_folder_is_refused(log: MetricLog) -> None:
+    code = (
+        "import sys; from pathlib import Path; from dovetail.run.tracking import MetricLog\n"
+        "MetricLog(Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, str(log.path.parent)]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert f"is in use by process {os.getpid()}; expected one process per run" in refused.stderr
+    log.close()
+    subprocess.run(command, check=True)
 
 
 def test_a_log_that_cannot_be_opened_is_told(tmp_path: Path) -> None:

@@ -1,0 +1,183 @@
+"""Followers in a process of their own, where no tracker shares the training's interpreter.
+
+The process lives as long as the training: it sees the end of its standard input, and that its
+parent is another. After a crash it hands over what the log holds and ends, within a bounded time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import dovetail.errors
+from dovetail.errors import DovetailError, PluginError, RunError, build_message
+from dovetail.run.tracking.session import late, warn_parked, warn_refused
+
+START_S = 300.0
+"""Seconds the trackers get to be made: a login over a slow network takes its time."""
+
+# The import path comes first: this package may be importable by it alone.
+_BOOT = (
+    "import json, sys\n"
+    "request = json.loads(sys.stdin.readline())\n"
+    "sys.path[:] = request['path']\n"
+    "from dovetail.run.tracking.sidecar_process import main\n"
+    "main(request)\n"
+)
+
+
+@dataclass(frozen=True)
+class SidecarRequest:
+    """What the process needs to make the trackers, all of it JSON-able."""
+
+    directory: str
+    """The run's folder."""
+    run_name: str
+    params: Mapping[str, Any]
+    trackers: Mapping[str, Mapping[str, Any]]
+    """Options tables by name."""
+    config_dir: str | None = None
+    """Folder that relative paths in the tables are meant from."""
+    wrappers: tuple[str, ...] = ()
+    autoload: bool | None = None
+    allow: tuple[str, ...] | None = None
+    flush_s: float = 30.0
+    calls_per_s: float | None = None
+
+
+class Sidecar:
+    """The training's end of the process that feeds the trackers.
+
+    Args:
+        request: What it shall do. The trackers are made at once, and fed from `start` on.
+
+    Raises:
+        DovetailError: A tracker cannot be made; the error is the one that making it raised.
+        RunError: The process does not start.
+    """
+
+    def __init__(self, request: SidecarRequest) -> None:
+        self._request = request
+        self._directory = Path(request.directory)
+        self.history: list[list[dict[str, Any]]] = []
+        """How the hook calls went, one per tracker: the plugins with seconds and results."""
+        self._parked: dict[str, str] = {}
+        self._warned: set[str] = set()
+        self._is_done = False
+        message = {**asdict(request), "path": [os.path.abspath(p) if p else "" for p in sys.path]}
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _BOOT],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+            )
+        except OSError as err:
+            found = f"cannot be started: {err.strerror}"
+            hint = 'Set log.follow = "thread".'
+            raise RunError(build_message("process of the trackers", found, action=hint)) from err
+        try:
+            self._tell(message)
+            self._await_ready()
+        except BaseException:
+            self.kill()
+            raise
+        self._listener = threading.Thread(
+            target=self._listen, name="dovetail-sidecar-events", daemon=True
+        )
+
+    def start(self) -> None:
+        """Begin to follow the log."""
+        self._listener.start()
+        self._tell({"follow": True})
+
+    def end(self, status: str) -> None:
+        """Say that the log is complete."""
+        self._tell({"end": status})
+
+    def join(self, timeout_s: float) -> dict[str, str]:
+        """Wait at most `timeout_s` seconds for the trackers; return why which one is parked."""
+        # A little longer than the process itself waits, so that it can say who is late.
+        self._listener.join(timeout_s + 2.0)
+        if not self._is_done:
+            lost = late(self._request.flush_s) if self._listener.is_alive() else self._describe()
+            for name in self._request.trackers:
+                self._parked.setdefault(name, lost)
+                self._warn(name, self._parked[name])
+        self.kill()
+        return dict(self._parked)
+
+    def kill(self) -> None:
+        """End the process at once, if it is still there."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(OSError):  # what was not sent yet
+                    pipe.close()
+
+    def _tell(self, message: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        with suppress(OSError):  # the process is gone, and whoever waits for it will notice
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+
+    def _events(self) -> Iterable[dict[str, Any]]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            yield json.loads(line)
+
+    def _await_ready(self) -> None:
+        timer = threading.Timer(START_S, self._process.kill)
+        timer.start()
+        try:
+            for event in self._events():
+                if event["event"] == "refused":
+                    raise rebuild_error(event["kind"], event["message"])
+                if event["event"] == "ready":
+                    self.history = event["history"]
+                    return
+        finally:
+            timer.cancel()
+        raise RunError(
+            build_message("process of the trackers", self._describe(), "trackers that start")
+        )
+
+    def _listen(self) -> None:
+        with suppress(ValueError, OSError):  # the pipe was closed, or the process died in a word
+            for event in self._events():
+                self._hear(event)
+
+    def _hear(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "parked":
+            self._warn(event["name"], event["reason"])
+        elif event["event"] == "refused file":
+            warn_refused(event["name"], event["file"], event["reason"])
+        elif event["event"] == "done":
+            self._parked |= event["parked"]
+            self._is_done = True
+
+    def _warn(self, name: str, reason: str) -> None:
+        if name not in self._warned:
+            self._warned.add(name)
+            warn_parked(self._directory, name, reason)
+
+    def _describe(self) -> str:
+        return f"their process ended with status {self._process.wait()}"
+
+
+def rebuild_error(kind: str, message: str) -> DovetailError:
+    """Return the error that another process met, of the same class where it is one of dovetail."""
+    found = getattr(dovetail.errors, kind, None)
+    if isinstance(found, type) and issubclass(found, DovetailError):
+        return found(message)
+    return PluginError(message)
