@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +35,13 @@ from dovetail.run.checkpoint import (
     seed_everything,
 )
 from dovetail.run.device import build_scaler, choose_device
-from dovetail.run.fit import FitParts, FitResult, Loop
+from dovetail.run.fit import FitParts, Loop
 from dovetail.run.flops import FlopMeter
 from dovetail.run.folder import check_same_run, create_run_folder, find_run
 from dovetail.run.loader import EpochLoader, build_loader, primary_input
 from dovetail.run.losses import build_objective
 from dovetail.run.observer import RunObserver, RunPlan
-from dovetail.run.report import try_write_report
+from dovetail.run.report import try_to, write_picture, write_report
 from dovetail.run.samples import take_batches, vary_lengths
 from dovetail.run.schedule import LearningRate, build_optimizer, count_steps
 from dovetail.run.system import RunCounters, monitor_run
@@ -95,6 +95,8 @@ class TrainingResult:
     """What was exported; `None` where nothing was to be."""
     report: Path | None = None
     """Page with the run's curves; `None` without `run.report`, or without matplotlib."""
+    parked_trackers: Mapping[str, str] = field(default_factory=dict)
+    """Trackers that lack records, and why; `dovetail log sync` hands them over later."""
 
     @property
     def metrics_path(self) -> Path:
@@ -205,9 +207,8 @@ class Job:
             bundle = None
             if self._exporters and fitted.status != "interrupted":
                 bundle = self._export(_bundle_path(run_dir, fitted.progress.step))
+            self._hand_over(tracking, run_dir, bundle, fitted.progress.step)
             tracking.status = fitted.status
-        run = self._config.run
-        report = try_write_report(run_dir, run.name, _results_of(fitted)) if run.report else None
         return TrainingResult(
             status=fitted.status,
             run_dir=run_dir,
@@ -219,8 +220,19 @@ class Job:
             duration_s=time.perf_counter() - start_s,
             model=self._model,
             bundle=bundle,
-            report=report,
+            report=try_to(write_report, run_dir) if self._config.run.report else None,
+            parked_trackers=tracking.parked,
         )
+
+    def _hand_over(
+        self, tracking: Tracking, run_dir: Path, bundle: BundleReport | None, step: int
+    ) -> None:
+        """Let the trackers have what the run has made."""
+        picture = try_to(write_picture, run_dir) if self._config.run.report else None
+        if picture is not None:
+            tracking.add_file("figure", "report", picture, step)
+        if bundle is not None:
+            tracking.add_file("artifact", "bundle", bundle.path, step)
 
     def _find_start(self, resume: str | Path | None) -> tuple[Path | None, Progress]:
         if resume is None:
@@ -366,11 +378,6 @@ class Job:
             },
             progress=self._observer.on_export,
         )
-
-
-def _results_of(fitted: FitResult) -> dict[str, Any]:
-    best = {f"best {k}": v for k, v in (fitted.best_metrics or fitted.metrics).items()}
-    return {"status": fitted.status, "optimizer steps": fitted.progress.step, **best}
 
 
 def _bundle_path(run_dir: Path, step: int) -> Path:

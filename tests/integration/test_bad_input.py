@@ -82,14 +82,11 @@ def test_option_of_an_unknown_backend_is_refused(refuse: Refuse) -> None:
     assert "Did you mean 'onnx'?" in message
 
 
-def test_missing_extra_prints_the_install_line(
-    refuse: Refuse, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Another test of this process may have imported parts of it, which are found without it.
-    known = [n for n in sys.modules if n.startswith(("tensorboard", "torch.utils.tensorboard"))]
-    for name in known:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
+def test_missing_extra_prints_the_install_line(refuse: Refuse, own_folder: Path) -> None:
+    # A module that is not there, for the process of the trackers too.
+    (own_folder / "tensorboard.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'tensorboard'\", name='tensorboard')\n"
+    )
     message = refuse(MissingDependencyError, "log.use=tensorboard")
     assert 'pip install "dovetail[tensorboard]"' in message
 

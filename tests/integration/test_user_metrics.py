@@ -239,7 +239,7 @@ def test_an_observer_logs_for_the_step_that_was(run: Callable[..., Any], tmp_pat
     values = records_of(result, "values")
     assert [r["step"] for r in values] == [r["step"] for r in steps] == [1, 2]
     assert [r["metrics"] for r in values] == [{"seen": r["metrics"]["train/number"]} for r in steps]
-    (figure,) = records_of(result, "figure")
+    figure = records_of(result, "figure")[0]  # the run's own comes at its end
     assert (figure["step"], figure["file"]) == (2, "media/confusion/step-00000002.png")
     assert (result.run_dir / figure["file"]).is_file()
     assert len(records_of(result, "histogram")) == 1
@@ -296,7 +296,7 @@ def test_without_metrics_of_the_users_the_records_have_the_runs_own(
     ("name", "value", "message"),
     [
         ("", 1.0, "metric_name must be a non-empty string"),
-        ("loss", 1.0, "'train/loss': the run logs a metric of this name itself"),
+        ("loss", 1.0, "'val/loss': the run logs a metric of this name itself"),
         ("m", "high", "non-numeric value: 'high', a str"),
         ("m", torch.zeros(4, 2), r"tensor of shape \(4, 2\).*\.mean\(\)"),
     ],

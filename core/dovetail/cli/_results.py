@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import shlex
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dovetail.cli._console import format_columns
-from dovetail.cli._watch import spell_duration
+from dovetail.run.spelling import spell_duration
 
 if TYPE_CHECKING:
     from dovetail.bundle.report import BundleReport
@@ -66,6 +67,10 @@ def describe_paths(result: TrainingResult) -> Iterator[str]:
     if result.bundle is not None:
         rows.append(("bundle", result.bundle.path))
     yield from format_columns([(name, str(path)) for name, path in rows])
+    if result.parked_trackers:
+        names = ", ".join(result.parked_trackers)
+        command = shlex.join(["dovetail", "log", "sync", str(result.run_dir)])
+        yield f"{names} lacks records; hand them over with: {command}"
 
 
 def spell_bytes(size: float) -> str:

@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from dovetail.cli._watch import Standing, spell_count, spell_duration, spell_metrics
+from dovetail.cli._watch import Standing, spell_count, spell_metrics
 from dovetail.run.settings import flatten
+from dovetail.run.spelling import spell_duration
 
 SILENCE_S = 60.0
 """Seconds without a record after which it is said."""

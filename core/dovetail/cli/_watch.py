@@ -10,6 +10,7 @@ from math import inf
 from pathlib import Path
 
 from dovetail.run.observer import RunObserver, RunPlan
+from dovetail.run.spelling import spell_duration
 
 ITEMS = "train/items"
 _STAGES = {"export": "exporting", "proof": "proving"}
@@ -184,13 +185,3 @@ def spell_count(number: float) -> str:
         if number >= limit:
             return f"{number * (1e-6 if unit == 'M' else 1e-3):.3g}{unit}"
     return f"{number:.3g}" if number < 100 else f"{number:.0f}"
-
-
-def spell_duration(seconds: float) -> str:
-    """Return 4.2 s, 3 min 5 s or 2 h 7 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"

@@ -24,6 +24,7 @@ from dovetail.run.flops import FlopMeter, count_elements
 from dovetail.run.loader import EpochLoader, primary_input
 from dovetail.run.losses import Objective
 from dovetail.run.naming import Batch
+from dovetail.run.tracking.recording import rehearsal
 from dovetail.signature import build_call, primary_output, unwrap
 from dovetail.task import TaskSpec
 from dovetail.types import Collator
@@ -70,7 +71,7 @@ def try_one_batch(
         meter: Measures what the batch costs, in a second pass; `None` saves that.
 
     Returns:
-        Names of the metrics that an evaluation reports.
+        Names of the metrics that an evaluation records, those that the model logs included.
 
     Raises:
         ModelError: The model does not take the batch, or its output does not fit the loss.
@@ -81,8 +82,11 @@ def try_one_batch(
         batch = next(loader.iterate(0), None)
         if batch is None:
             raise DataError(build_message("data split 'train'", "gave no batch"))
-        names = ["loss", *_forward(model, dict(batch), task, objective, transform, meter)]
-        return names + (["perplexity"] if objective.has_perplexity else [])
+        with rehearsal() as logged:
+            names = ["loss", *_forward(model, dict(batch), task, objective, transform, meter)]
+        names += ["perplexity"] if objective.has_perplexity else []
+        logged.reserve(names)
+        return [*(f"val/{name}" for name in names), *logged.names]
     finally:
         set_random_state(state)
 
@@ -148,7 +152,7 @@ def check_monitor(
 
     Args:
         config: The `train` section.
-        metric_names: What an evaluation reports, without `val/`.
+        metric_names: What an evaluation records.
         has_validation: Whether there is a validation split.
 
     Raises:
@@ -161,7 +165,7 @@ def check_monitor(
             hint = "Return one from the data factory, or remove the key."
             raise ConfigError(build_message("config train.patience", found, action=hint))
         return
-    known = [*(f"val/{name}" for name in metric_names), "train/loss", "train/grad_norm"]
+    known = [*metric_names, "train/loss", "train/grad_norm"]
     if config.monitor not in known:
         found = f"there is no metric {config.monitor!r}"
         expected = f"one of {', '.join(known)}"

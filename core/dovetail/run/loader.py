@@ -213,15 +213,6 @@ class EpochLoader:
         return batches if self._prepare is None else map(self._prepare, batches)
 
 
-def look_ahead(batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
-    """Yield each batch with whether it is the last, of data whose length is not known."""
-    batch = next(batches, None)
-    while batch is not None:
-        following = next(batches, None)
-        yield batch, following is None
-        batch = following
-
-
 def build_loader(
     split: Any,
     config: TrainingConfig,

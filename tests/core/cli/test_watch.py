@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dovetail.cli import _watch
-from dovetail.cli._watch import RunWatcher, spell_count, spell_duration, spell_metrics
+from dovetail.cli._watch import RunWatcher, spell_count, spell_metrics
 from dovetail.run.observer import RunPlan
 
 RUN = Path("runs/a/1")
@@ -180,11 +180,3 @@ def test_metrics_are_grouped_by_split() -> None:
 def test_count_keeps_the_digits_that_matter(number: float, text: str) -> None:
     assert spell_count(number) == text
     assert spell_count(3.456e7) == "34.6M"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.04, "0.0 s"), (59.9, "59.9 s"), (185.2, "3 min 5 s"), (7620, "2 h 7 min")],
-)
-def test_duration_is_told_as_people_say_it(seconds: float, text: str) -> None:
-    assert spell_duration(seconds) == text

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+import dovetail
 from dovetail.config import TrainingConfig
-from dovetail.errors import ModelError
+from dovetail.errors import ConfigError, ModelError
 from dovetail.preflight import try_one_batch
 from dovetail.run.flops import FlopMeter
 from dovetail.run.loader import EpochLoader, build_loader
@@ -62,7 +63,7 @@ def test_try_one_batch_measures_it_and_changes_no_number(loader: EpochLoader) ->
     model, meter = Noisy(), FlopMeter()
     before = look(model)
     names = try_one_batch(model, loader, TASK, build_objective(TASK, "task"), None, meter)
-    assert names == ["loss", "accuracy"]
+    assert names == ["val/loss", "val/accuracy"]
     assert meter.count is not None
     assert (meter.count.forward, meter.count.num_elements) == (2 * 8 * (6 * 16 + 16 * 2), 48)
     assert look(model) == before
@@ -87,10 +88,31 @@ def test_try_one_batch_measures_the_elements_that_come_from_the_loader(
 def test_try_one_batch_without_a_meter_runs_the_model_once(loader: EpochLoader) -> None:
     model = Noisy()
     assert try_one_batch(model, loader, TASK, build_objective(TASK, "task"), None) == [
-        "loss",
-        "accuracy",
+        "val/loss",
+        "val/accuracy",
     ]
     assert float(model.calls) == 1
+
+
+def test_try_one_batch_learns_the_names_that_the_model_logs(loader: EpochLoader) -> None:
+    class Telling(nn.Linear):
+        def forward(self, features: Tensor) -> Tensor:
+            dovetail.log_metric("spread", features.std())
+            dovetail.log_metric("heads/first", 1.0)
+            return super().forward(features)
+
+    names = try_one_batch(Telling(6, 2), loader, TASK, build_objective(TASK, "task"), None)
+    assert names == ["val/loss", "val/accuracy", "val/spread", "heads/first"]
+
+
+def test_try_one_batch_refuses_a_model_that_logs_a_name_of_the_run(loader: EpochLoader) -> None:
+    class Claiming(nn.Linear):
+        def forward(self, features: Tensor) -> Tensor:
+            dovetail.log_metric("accuracy", 1.0)
+            return super().forward(features)
+
+    with pytest.raises(ConfigError, match="val/accuracy"):
+        try_one_batch(Claiming(6, 2), loader, TASK, build_objective(TASK, "task"), None)
 
 
 def test_try_one_batch_names_the_model_that_fails(loader: EpochLoader) -> None:

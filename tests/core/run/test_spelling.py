@@ -12,8 +12,10 @@ from dovetail.run.spelling import spell_duration, spell_time
     [
         (None, None),
         (0.04, "0.0 s"),
+        (59.9, "59.9 s"),
         (59.96, "1 min 0 s"),
         (3599.6, "1 h 0 min"),
+        (185.2, "3 min 5 s"),
         (3661, "1 h 1 min"),
         (200_000, "2 d 7 h"),
     ],

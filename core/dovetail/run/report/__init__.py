@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dovetail.run.report.history import RunHistory, read_history
+from dovetail.run.report.history import PICTURE, RunHistory, read_history
 from dovetail.run.report.page import render_page
 from dovetail.run.report.writing import (
     PAGE,
-    PICTURE,
-    try_write_report,
+    try_to,
     write_page,
+    write_picture,
     write_pictures,
     write_report,
 )
@@ -19,8 +19,9 @@ __all__ = [
     "RunHistory",
     "read_history",
     "render_page",
-    "try_write_report",
+    "try_to",
     "write_page",
+    "write_picture",
     "write_pictures",
     "write_report",
 ]

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _LOOP = ("step", "skip", "evaluation")
 """Records that the training loop writes; the others come at any time."""
 MEDIA = ("figure", "histogram", "text", "artifact")
+PICTURE = "report.png"
+"""The report's own picture, which trackers get as a figure."""
 
 
 @dataclass
@@ -120,7 +122,7 @@ class _Reader:
                 history.resumes.add(self._step, self._clock_s, 0.0)
         elif kind == "skip":
             history.skips.add(self._step, self._clock_s, 0.0)
-        elif kind in MEDIA:
+        elif kind in MEDIA and record.get("file") != PICTURE:
             history.media.append(dict(record))
         for name, value in _numbers(record.get("metrics")):
             series = history.series.get(name)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from dovetail.run.report.drawing import Axis, draw_panel, thinned
 from dovetail.run.report.history import RunHistory
@@ -26,15 +25,12 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _SPLIT_STYLES = {"": "", "train": "", "val": "val", "validation": "val", "test": "test"}
 
 
-def render_page(
-    title: str, runs: Sequence[RunHistory], further: Mapping[str, Any] | None = None
-) -> str:
+def render_page(title: str, runs: Sequence[RunHistory]) -> str:
     """Return the report of some runs as HTML; the same for the same runs.
 
     Args:
         title: Its heading.
         runs: The runs.
-        further: Rows for the results of a single run.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -43,7 +39,7 @@ def render_page(
     with applied(theme):
         curves = _curves_part(runs, theme)
         parts = [
-            section("results", "Results", results_table(runs, further or {})),
+            section("results", "Results", results_table(runs)),
             section("curves", "Curves", curves),
             section("metrics", "Metrics", metrics_tables(runs)),
             section("bundle", "Bundle", bundles_part(runs)),

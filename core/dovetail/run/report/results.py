@@ -16,17 +16,11 @@ from dovetail.run.spelling import spell_duration, spell_time
 _MAX_ROWS = 200
 
 
-def results_table(runs: Sequence[RunHistory], further: Mapping[str, Any]) -> str:
-    """Return how the runs went, a column for each.
-
-    Args:
-        runs: The runs.
-        further: Rows that are added for a single run, if they are not there yet.
-    """
+def results_table(runs: Sequence[RunHistory]) -> str:
+    """Return how the runs went, a column for each."""
     columns = [_facts(run) for run in runs]
     names = list(dict.fromkeys(name for facts in columns for name in facts))
     rows = [[name, *(facts.get(name) for facts in columns)] for name in names]
-    rows += [[k, v] for k, v in further.items() if k not in names and len(runs) == 1]
     return table(
         "Status, steps, best metrics and windows",
         ["", *(swatch(n, run.label) for n, run in enumerate(runs))],

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from dovetail.errors import MissingDependencyError, RunError, build_message
 from dovetail.run.report.drawing import draw_panel, draw_sheet
-from dovetail.run.report.history import RunHistory, read_history
+from dovetail.run.report.history import PICTURE, RunHistory, read_history
 from dovetail.run.report.page import render_page
 from dovetail.run.report.panels import DERIVED, build_panels
 from dovetail.run.report.themes import applied, paper_theme
 
 PAGE = "report.html"
-PICTURE = "report.png"
 _SHEET_PANELS = 12
 
 
-def write_report(
-    run_dir: Path, title: str | None = None, results: Mapping[str, Any] | None = None
-) -> Path:
-    """Write `report.html` and `report.png` into a run's folder.
-
-    Args:
-        run_dir: The run's folder.
-        title: The page's heading; the run's name without it.
-        results: Rows for the table of results beside those that the folder tells itself.
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into a run's folder, from what the folder tells.
 
     Returns:
         The page. It needs no network and follows the reader's light or dark theme.
@@ -39,24 +30,40 @@ def write_report(
     """
     runs = [read_history(run_dir)]
     path = run_dir / PAGE
-    write_page(path, render_page(title or runs[0].summary.name, runs, results))
-    theme = paper_theme(1)
-    with applied(theme):
-        panels = build_panels(runs)[0][:_SHEET_PANELS]
-        draw_sheet(panels, runs, "step", theme).savefig(run_dir / PICTURE, dpi=150)
+    write_page(path, render_page(runs[0].summary.name, runs))
     return path
 
 
-def try_write_report(
-    run_dir: Path, title: str | None = None, results: Mapping[str, Any] | None = None
-) -> Path | None:
-    """Write the report of a run, as `write_report` does; no failure of it is one of the run.
+def write_picture(run_dir: Path) -> Path:
+    """Write `report.png` into a run's folder: its curves on one sheet.
 
     Returns:
-        The page, or `None` where matplotlib is not installed or the report failed, with a warning.
+        The picture.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        OSError: The file cannot be written.
+    """
+    runs, path = [read_history(run_dir)], run_dir / PICTURE
+    theme = paper_theme(1)
+    with applied(theme):
+        panels = build_panels(runs)[0][:_SHEET_PANELS]
+        draw_sheet(panels, runs, "step", theme).savefig(path, dpi=150)
+    return path
+
+
+def try_to(write: Callable[[Path], Path], run_dir: Path) -> Path | None:
+    """Write the page or the picture of a run; no failure of it is one of the run.
+
+    Args:
+        write: `write_report` or `write_picture`.
+        run_dir: The run's folder.
+
+    Returns:
+        The file, or `None` where matplotlib is not installed or it failed, with a warning.
     """
     try:
-        return write_report(run_dir, title, results)
+        return write(run_dir)
     except MissingDependencyError:
         return None
     except Exception as err:

@@ -26,6 +26,9 @@ _HOLDS: dict[str, Capability] = {
 }
 """What a tracker must be able to hold to be given a kind of record."""
 
+_NEEDS = {"params": ("params",)}
+"""Fields of a kind of record; the others refer to a file by its name."""
+
 
 @dataclass(frozen=True)
 class TrackerCall:
@@ -82,6 +85,9 @@ class CallReader:
         kind = str(record.get("kind"))
         # A tracker that does not hold settings takes no harm from `log_params`.
         if kind != "params" and _HOLDS.get(kind) not in self._tracker.capabilities:
+            return None
+        # Nobody can take what a damaged record lacks, however often it is tried.
+        if any(field not in record for field in _NEEDS.get(kind, ("name", "file"))):
             return None
         return partial(self._hand_over, kind, record)
 

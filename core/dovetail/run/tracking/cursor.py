@@ -63,7 +63,9 @@ def rewind_cursors(directory: Path, size_bytes: int) -> None:
 
 def _read(path: Path) -> Position:
     with suppress(OSError, ValueError, TypeError):
-        return Position(**json.loads(path.read_text(encoding="ascii")))
+        position = Position(**json.loads(path.read_text(encoding="ascii")))
+        if isinstance(position.offset, int) and position.offset >= 0:
+            return position
     return Position()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,10 @@ class Follower:
         self._was_parked = False
         self._cursor = Cursor(path.parent, name)
         self._offset = 0
+        self._end = 0
+        """Place of the log behind what was tried last."""
+        self._untaken: dict[str, str] = {}
+        """Files at that place that were tried in vain, and why."""
         self._noted_s = -math.inf
         self._called_s = -math.inf
         self._status = "failed"
@@ -114,7 +119,7 @@ class Follower:
             elif is_done and not is_last:
                 self._is_complete.wait(self._poll_s)
             elif is_last:
-                return is_done
+                return is_done or bool(self._untaken)
             else:
                 self._is_complete.wait(pause_s)
                 pause_s = min(2 * pause_s, self.PARKED_MAX_S)
@@ -125,15 +130,15 @@ class Follower:
         position, size_bytes = self._cursor.read(), self._path.stat().st_size
         offset = min(position.offset, size_bytes)
         if self._cursor.exists() and not position.is_clean:
-            rewind = getattr(self._tracker, "rewind", None)
+            rewind: Callable[[int], None] | None = getattr(self._tracker, "rewind", None)
             is_idempotent = bool(getattr(self._tracker, "is_idempotent", False))
             if is_idempotent and not (position.needs_rewind and rewind):
                 offset = 0
             elif rewind is not None:
-                start, step = last_step_before(self._path, offset)
+                start, lowest, step = last_steps_before(self._path, offset)
                 if offset < size_bytes:
                     # It may have taken more than the cursor tells of: from that step on, again.
-                    offset, step = start, step - 1
+                    offset, step = start, lowest - 1
                 reason = self._try(lambda: rewind(step))
                 if reason is not None:
                     self._park(reason)
@@ -144,39 +149,44 @@ class Follower:
 
     def _feed(self) -> bool:
         """Hand over what the log holds; return whether the tracker has taken all of it."""
-        offset, refused = self._offset, dict[str, str]()
+        offset = self._offset
+        self._untaken.clear()
         for call in self._calls.read(offset):
             if self._is_given_up.is_set():
                 return False
             reason = self._try(call.act) if call.act is not None else None
-            if reason is not None and call.file:
-                # Whether the file is to blame, or the tracker's whole world, the next record tells.
-                refused[call.file] = reason
-                continue
-            if reason is not None:
+            if reason is not None and not call.file:
+                self._untaken.clear()
                 self._note()
                 self._park(reason)
                 return False
-            if refused and call.act is None:
-                continue
-            for file, why in refused.items():
-                self._refuse(file, why)
-            refused.clear()
-            self._offset = call.end
-            self._note(at_most_every_s=_CURSOR_S)
-        if self._is_complete.is_set():
-            for reason in refused.values():
-                self._park(reason)
+            self._end = call.end
+            if reason is not None:
+                # Whether the file is to blame, or the tracker's whole world, the next call tells.
+                self._untaken[call.file] = reason
+            elif call.act is not None or not self._untaken:
+                self._pass()
+                self._note(at_most_every_s=_CURSOR_S)
         if self._offset != offset:
             self._note()
-        return not refused
+        return not self._untaken
 
     def _finish(self) -> None:
         reason = self._try(lambda: self._tracker.close(self._status))
-        if reason is None:
-            self._note(is_clean=True)
-        else:
+        if reason is not None:
             self._park(reason)
+            return
+        if self._untaken:
+            self._pass()
+        self._note(is_clean=True)
+
+    def _pass(self) -> None:
+        """Go on behind what was tried last: the tracker takes whatever it can take."""
+        self._offset = self._end
+        if self._on_refused is not None:
+            for file, why in self._untaken.items():
+                self._on_refused(file, why)
+        self._untaken.clear()
 
     def _note(self, at_most_every_s: float = 0.0, *, is_clean: bool = False) -> None:
         now_s = time.monotonic()
@@ -190,9 +200,9 @@ class Follower:
         for attempt in range(self.NUM_TRIES):
             if attempt:
                 self._is_given_up.wait(self.PAUSE_S * 4 ** (attempt - 1))
+            self._is_given_up.wait(max(0.0, self._called_s + self._min_pause_s - time.monotonic()))
             if self._is_given_up.is_set():
                 return reason or "gave up"
-            self._is_given_up.wait(max(0.0, self._called_s + self._min_pause_s - time.monotonic()))
             self._called_s = time.monotonic()
             try:
                 act()
@@ -212,26 +222,29 @@ class Follower:
             self._was_parked = True
             self._on_parked(reason)
 
-    def _refuse(self, file: str, reason: str) -> None:
-        if self._on_refused is not None:
-            self._on_refused(file, reason)
 
+def last_steps_before(path: Path, end: int) -> tuple[int, int, int]:
+    """Return where the last steps before a place of the log begin, the lowest and the highest.
 
-def last_step_before(path: Path, end: int) -> tuple[int, int]:
-    """Return where the records of the last step before a place of the log begin, and that step.
-
-    A step may have several records, that of its evaluation among them: whoever rewinds to the step
-    before and is fed from here has everything once. Where there is no record, it is the beginning
-    and step 0.
+    Mostly it is one step with all its records, that of its evaluation among them. A record may
+    also come late, from another thread, or early, as the figure of a window that is still open:
+    steps that stand mixed are taken together. So only earlier steps stand in front of the place
+    that is returned and none of them behind it: whoever rewinds to the step before the lowest and
+    is fed from there has everything once. Where there is no record, it is the beginning and step 0.
     """
-    start, last_step = 0, 0
+    starts, lowest, highest = array("q"), array("q"), array("q")
     position = 0
     with path.open("rb") as file:
         for line in file:
-            if position >= end:
-                break
             step = (parse_record(line) or {}).get("step")
-            if isinstance(step, int) and step != last_step:
-                start, last_step = position, step
+            if isinstance(step, int):
+                start, low, high = position, step, step
+                while highest and highest[-1] >= step:
+                    start = starts.pop()
+                    low, high = min(low, lowest.pop()), max(high, highest.pop())
+                if start < end:
+                    starts.append(start)
+                    lowest.append(low)
+                    highest.append(high)
             position += len(line)
-    return start, last_step
+    return (starts[-1], lowest[-1], highest[-1]) if starts else (0, 0, 0)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import atexit
 import os
 import secrets
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -79,7 +79,7 @@ class MetricsTracker:
         if use_wandb and self._writes:
             self._open()
         # After W&B has registered its own: what is registered last is done first.
-        atexit.register(self.close)
+        atexit.register(self._close_at_exit)
 
     def attach(self, accumulator: Accumulator) -> None:
         """Let an accumulator say which optimizer step a value belongs to.
@@ -212,8 +212,7 @@ class MetricsTracker:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        interrupted = isinstance(value, KeyboardInterrupt)
-        self._close("interrupted" if interrupted else "failed" if value else "completed")
+        self._close(_status_after(value))
 
     def _write_windows(self, windows: Sequence[ClosedWindow]) -> None:
         for window in windows:
@@ -241,6 +240,11 @@ class MetricsTracker:
         if self._is_closed:
             raise ConfigError(build_message(_WHERE, "is closed", action="Make a new one."))
 
+    def _close_at_exit(self) -> None:
+        # At a prompt it is the last error shown, which may be long ago.
+        is_prompt = hasattr(sys, "ps1")
+        self._close(_status_after(None if is_prompt else getattr(sys, "last_value", None)))
+
     def _close(self, status: str) -> None:
         with self._lock:
             # A forked process has a copy of what is held, and no claim to the log.
@@ -248,7 +252,7 @@ class MetricsTracker:
                 return
             self._write_windows(self._scalars.close())
             self._is_closed = True
-            atexit.unregister(self.close)
+            atexit.unregister(self._close_at_exit)
             if self._tracking is not None:
                 self._tracking.status = status
                 self._tracking.__exit__(None, None, None)
@@ -258,24 +262,33 @@ def _open_tracking(
     directory: Path, params: Mapping[str, Any], wandb_options: Mapping[str, Any] | None
 ) -> Tracking:
     """Open the log, with W&B if there are options for it."""
+    is_new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     log = open_log(directory)
-    trackers = {}
-    if wandb_options is not None:
-        from dovetail.registry import default_registry
-        from dovetail.types import RunInfo
+    if wandb_options is None:
+        return Tracking(log, {}, params).__enter__()
+    from dovetail.registry import default_registry
+    from dovetail.run.tracking.trackers import TrackerChoice, make_trackers
+    from dovetail.types import RunInfo
 
-        registry = default_registry()
-        try:
-            options = registry.build_options("log", "wandb", wandb_options)
-            info = RunInfo("metrics", directory.resolve().name, directory, params)
-            trackers["wandb"] = registry.log("wandb", info, options)
-        except BaseException:
-            log.close()
-            with suppress(OSError):
-                directory.rmdir()
-            raise
-    return Tracking(log, trackers, params).__enter__()
+    registry = default_registry()
+    try:
+        options = registry.build_options("log", "wandb", wandb_options)
+        info = RunInfo("metrics", directory.resolve().name, directory, params)
+        choice = TrackerChoice(options, wandb_options)
+        trackers, sidecar = make_trackers(registry, info, {"wandb": choice})
+    except BaseException:
+        log.close()
+        if is_new:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
+    return Tracking(log, trackers, params, sidecar).__enter__()
+
+
+def _status_after(error: BaseException | None) -> str:
+    if error is None:
+        return "completed"
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
 
 
 def _is_first_rank() -> bool:

@@ -59,11 +59,12 @@ def parse_record(line: bytes) -> dict[str, Any] | None:
     return record
 
 
-def read_metrics(run: str | Path) -> Any:
+def read_metrics(run: str | Path, *, system: bool = False) -> Any:
     """Return the metrics of a run as a table, one row per step or evaluation.
 
     Args:
         run: The run's folder or its `metrics.jsonl`; it may still be written to.
+        system: Return the rows of the system metrics instead: memory, utilisation, throughput.
 
     Returns:
         A pandas or polars `DataFrame` where one of them is installed, else a dictionary of NumPy
@@ -75,7 +76,11 @@ def read_metrics(run: str | Path) -> Any:
     """
     import numpy as np
 
-    records = [r for r in read_records(Path(run)) if "metrics" in r]
+    records = [
+        r
+        for r in read_records(Path(run))
+        if "metrics" in r and (r.get("kind") == "system") == system
+    ]
     axes = ("kind", "step", "epoch", "micro_step", "items", "time")
     names = list(dict.fromkeys(name for r in records for name in r["metrics"]))
     columns: dict[str, Any] = {

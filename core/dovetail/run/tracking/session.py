@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from dovetail.errors import build_message
 from dovetail.run.tracking.cursor import rewind_cursors
@@ -115,6 +115,21 @@ class Tracking:
             )
             for name, tracker in trackers.items()
         ]
+
+    def add_file(
+        self, kind: Literal["figure", "artifact"], name: str, path: Path, step: int
+    ) -> None:
+        """Refer to a picture, or to any file or folder, of the run's folder.
+
+        Args:
+            kind: What it is.
+            name: What it is called.
+            path: Where it lies in the run's folder.
+            step: Optimizer step that it shows.
+        """
+        file = path.relative_to(self.log.path.parent).as_posix()
+        axes = {"step": step, "time": time.time()}
+        self.log.write({"kind": kind, **axes, "name": name, "file": file})
 
     def __enter__(self) -> Tracking:
         self.log.write({"kind": "params", "time": time.time(), "params": dict(self._params)})

@@ -70,13 +70,14 @@ def make_trackers(
     there = {name: choice for name, choice in chosen.items() if name not in here}
     if not there:
         return trackers, None
+    around = registry.chain("log", next(iter(there)))[:-1]
     request = SidecarRequest(
         directory=str(run.directory),
         run_name=run.name,
         params=run.params,
         trackers={name: choice.table for name, choice in there.items()},
         config_dir=None if config_dir is None else str(config_dir),
-        wrappers=registry.wrappers,
+        wrappers=tuple(w for w in registry.wrappers if registry.load("wrap", w).info in around),
         autoload=registry.admission.autoload,
         allow=registry.admission.allow,
         flush_s=flush_s,

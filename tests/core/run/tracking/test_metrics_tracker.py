@@ -610,10 +610,16 @@ def test_wandb_has_the_open_step_at_the_end_of_the_process(tmp_path: Path) -> No
 def test_without_wandb_the_tracker_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A module that is not there, for the process of the trackers too.
+    (tmp_path / "wandb.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'wandb'\", name='wandb')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "wandb", None)
+    directory = tmp_path / "run"
     with pytest.raises(MissingDependencyError, match=r"pip install .dovetail\[wandb\]"):
-        MetricsTracker(use_wandb=True, directory=tmp_path)
-    # The folder is free for another attempt.
-    with MetricsTracker(directory=tmp_path) as tracker:
+        MetricsTracker(use_wandb=True, directory=directory)
+    assert not directory.exists()
+    with MetricsTracker(directory=directory) as tracker:
         tracker.log_scalar("loss", 1.0)
-    assert json.loads((tmp_path / LOG_NAME).read_text().splitlines()[1])["step"] == 0
+    assert json.loads((directory / LOG_NAME).read_text().splitlines()[1])["step"] == 0
