@@ -100,6 +100,9 @@ def dovetail_log(run: RunInfo, options: Any) -> Tracker | None:
     - **Answers:** all: each backend in `log.use` is asked for its own tracker.
     - **Order:** the order of `log.use`; wrappers in the order of `[run] plugins` around each.
     - **Without an implementation:** the metric log itself is always written.
+    - **Where:** in the process of the trackers, which imports no torch. In the training's process
+      if the options have a true `needs_training_process`, `log.follow` says "thread", or the
+      plugin was registered in a session.
     - **Ownership:** a tracker owns a folder of its name in the run's folder. What it raises is
       retried, then parks that tracker; the run and the other trackers go on.
 

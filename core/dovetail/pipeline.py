@@ -32,12 +32,15 @@ from dovetail.run.checkpoint import (
     load_progress,
     load_state,
     load_weights,
+    random_state,
     seed_everything,
+    set_random_state,
 )
 from dovetail.run.device import build_scaler, choose_device
 from dovetail.run.fit import FitParts, Loop
 from dovetail.run.flops import FlopMeter
 from dovetail.run.folder import check_same_run, create_run_folder, find_run
+from dovetail.run.graph import try_write_graph
 from dovetail.run.loader import EpochLoader, build_loader, primary_input
 from dovetail.run.losses import build_objective
 from dovetail.run.observer import RunObserver, RunPlan
@@ -196,6 +199,8 @@ class Job:
                 checkpoint = last_checkpoint(run_dir)
                 load_weights(checkpoint, self._model)
                 load_state(checkpoint, parts.saved)
+            elif self._config.log.graph:
+                self._draw_graph(tracking, run_dir)
             self._observer.on_start(plan, run_dir)
             loop = Loop(parts, tracking.log, run_dir / "checkpoints", progress, self._device)
             with monitor_run(
@@ -223,6 +228,20 @@ class Job:
             report=try_to(write_report, run_dir) if self._config.run.report else None,
             parked_trackers=tracking.parked,
         )
+
+    def _draw_graph(self, tracking: Tracking, run_dir: Path) -> None:
+        name = primary_input(self._config.task)
+        state = random_state()  # data may draw at random
+        try:
+            sizes = (EXAMPLE_BATCH_SIZE,)
+            (batch,) = take_batches(self._splits.train, self._collator, name, sizes)
+        finally:
+            set_random_state(state)
+        batch = {k: v.to(self._device) for k, v in batch.items()}
+        if self._transform is not None:
+            batch[name] = self._transform[1](batch[name])
+        if (path := try_write_graph(run_dir, self._model, batch)) is not None:
+            tracking.add_file("graph", "graph", path, 0)
 
     def _hand_over(
         self, tracking: Tracking, run_dir: Path, bundle: BundleReport | None, step: int

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Sample: TypeAlias = Mapping[str, Any]
 """One sample of a data set: names to arrays, tensors or numbers."""
 
-Capability: TypeAlias = Literal["params", "figures", "artifacts", "texts", "histograms"]
+Capability: TypeAlias = Literal["params", "figures", "artifacts", "texts", "histograms", "graphs"]
 """What a tracker can hold besides scalars."""
 
 
@@ -183,6 +183,9 @@ class Tracker(Protocol):
     - `log_text(name: str, text: str, step: int)`, with the capability "texts".
     - `log_histogram(name: str, counts: Sequence[float], edges: Sequence[float], step: int)`, with
       the capability "histograms": `counts[i]` values lie between `edges[i]` and `edges[i + 1]`.
+    - `log_graph(path: Path)`, with the capability "graphs": the model as a JSON object whose
+      `nodes` have `name` (with "/" under that of their module), `op`, `inputs`, which are names,
+      and mostly `shape` and `dtype`.
     """
 
     @property

@@ -26,6 +26,7 @@ import torch
 import dovetail
 from dovetail import hookimpl
 from dovetail.registry import Registry
+from dovetail.run.observer import RunObserver
 
 class Stack:
     @hookimpl
@@ -43,14 +44,15 @@ config = {
     "export": {"use": []},
 }
 told = {"model": None}
+observer = RunObserver()
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     LIMIT
     try:
-        result = dovetail.train(
-            config, model=torch.nn.Linear(6, 2), data={"train": samples}, registry=registry
-        )
+        parts = {"model": torch.nn.Linear(6, 2), "data": {"train": samples}}
+        result = dovetail.train(config, registry=registry, observer=observer, **parts)
         told |= {"status": result.status, "num_steps": result.num_steps}
+        told |= {"checkpoint": result.last_checkpoint.name}
     except dovetail.DovetailError as err:
         told |= {"error": type(err).__name__, "message": str(err)}
 told["warnings"] = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
@@ -117,7 +119,7 @@ def _in_namespace(mount: str) -> tuple[str, ...]:
     return command
 
 
-def test_run_on_a_full_disk_ends_at_its_checkpoint_and_states_what_the_log_lacks(
+def test_run_on_a_full_disk_ends_at_its_last_checkpoint_and_states_what_the_log_lacks(
     tmp_path: Path, small_disk: tuple[str, ...]
 ) -> None:
     # Whatever fills the disk: here it is full before the first checkpoint.
@@ -126,9 +128,29 @@ def test_run_on_a_full_disk_ends_at_its_checkpoint_and_states_what_the_log_lacks
     assert told["error"] == "CheckpointError"
     assert "cannot be written: " in told["message"]
     assert "If the disk is full, free space" in told["message"]
-    first, last = told["warnings"]
+    first, second, last = told["warnings"]
     assert "metrics.jsonl': cannot be written: No space left on device; the run goes on" in first
+    assert "checkpoint " in second
+    assert second.endswith("The run goes on, and tries again at its next checkpoint.")
     assert "metrics.jsonl': lacks " in last
+
+
+def test_run_completes_when_a_full_disk_is_freed_before_its_last_checkpoint(
+    tmp_path: Path, small_disk: tuple[str, ...]
+) -> None:
+    fill = """
+    filler = Path(sys.argv[1]) / 'filler'
+    filler.write_bytes(bytes(230 * 1024))
+    class Freeing(RunObserver):
+        def on_step(self, epoch, micro_batch, step, metrics):
+            if step == 500:
+                filler.unlink()
+    observer = Freeing()
+    """
+    told = run_program(PROGRAM.replace("    LIMIT", fill), tmp_path / "disk", before=small_disk)
+    assert (told["status"], told["num_steps"]) == ("completed", 800)
+    assert told["checkpoint"] == "step-000800"
+    assert ["metrics.jsonl" in text for text in told["warnings"]] == [True, False, True]
 
 
 def test_run_on_a_read_only_disk_is_refused_before_training(

@@ -142,6 +142,8 @@ def test_run_ends_well_and_the_good_tracker_has_it_all_beside_one_that_is_parked
         warnings.simplefilter("always")
         result = train(bad, "good", follow=follow, flush_s=2.0)
     check_whole(result, "good")
+    assert [*result.parked_trackers] == [bad]
+    assert result.parked_trackers[bad].startswith(PARKED[bad])
     (text,) = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
     assert text.startswith(f"tracker {bad!r}: is parked: {PARKED[bad]}")
     assert f"dovetail log sync {result.run_dir}" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -17,10 +18,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import dovetail
 from dovetail import hookimpl
-from dovetail.errors import NonFiniteLossError
+from dovetail.errors import CheckpointError, NonFiniteLossError
 from dovetail.preflight import check_config
 from dovetail.registry import Registry
 from dovetail.registry.lock import read_lock
+from dovetail.run import fit
+from dovetail.run.checkpoint import save_checkpoint
 from dovetail.run.observer import RunObserver
 from dovetail.run.tracking import read_records
 
@@ -155,6 +158,41 @@ def test_train_stops_early_and_keeps_the_best(train: Train) -> None:
     assert result.best_metrics["val/loss"] == min(values)
     kept = sorted(p.name for p in (result.run_dir / "checkpoints").iterdir())
     assert len(kept) <= 2
+
+
+class Probed(nn.Module):
+    """Logs a number that is set from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.probe = build_model(), 0.0
+
+    def forward(self, features: torch.Tensor) -> Any:
+        dovetail.log_metric("probe", self.probe)
+        return self.body(features)
+
+
+def test_train_goes_on_without_a_checkpoint_that_cannot_be_written(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, calls = Probed(), itertools.count(1)
+
+    class Setting(RunObserver):
+        def on_step(self, epoch: int, micro_batch: int, step: int, metrics: Any) -> None:
+            model.probe = {3: 3.0, 6: 1.0, 9: 2.0}.get(step, 0.0)
+
+    def save(*arguments: Any) -> Path:
+        if next(calls) == 2:
+            raise CheckpointError("there is no space.")
+        return save_checkpoint(*arguments)
+
+    monkeypatch.setattr(fit, "save_checkpoint", save)
+    with pytest.warns(UserWarning, match=r"there is no space\. The run goes on"):
+        result = train("train.monitor=val/probe", model=model, observer=Setting())
+    assert result.num_steps == 9
+    # The second epoch was the best, and is lost.
+    assert result.best_checkpoint == result.run_dir / "checkpoints" / "step-000009"
+    assert result.best_metrics["val/probe"] == 2.0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -328,6 +366,39 @@ def test_train_gives_a_tracker_every_step_once_across_a_resume(
     assert [loss for _, loss in rows] == losses_of(result)
 
 
+def test_train_gives_a_tracker_the_report_and_the_bundle_before_its_end(
+    train: Train, registry: Registry
+) -> None:
+    pytest.importorskip("matplotlib")
+    given: list[tuple[Any, ...]] = []
+
+    class Keeper(Recorder):
+        capabilities = frozenset({"figures", "artifacts"})
+
+        def log_figure(self, name: str, path: Path, step: int) -> None:
+            given.append((name, path, step, path.read_bytes()[:4]))
+
+        def log_artifact(self, name: str, path: Path) -> None:
+            given.append((name, path, (path / "manifest.json").is_file()))
+
+        def close(self, status: str) -> None:
+            given.append((status,))
+
+    class Plugin:
+        @hookimpl
+        def dovetail_log(self) -> Recorder:
+            return Keeper([])
+
+    registry.register(Plugin(), hook="log", name="keeper")
+    result = train("log.use=keeper", "train.epochs=1")
+    assert result.bundle is not None
+    assert given == [
+        ("report", result.run_dir / "report.png", 3, b"\x89PNG"),
+        ("bundle", result.bundle.path, True),
+        ("completed",),
+    ]
+
+
 def test_train_goes_on_when_a_tracker_raises_always(train: Train, registry: Registry) -> None:
     class Broken(Recorder):
         def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -398,6 +469,30 @@ def test_train_takes_a_config_with_none_as_it_is(train: Train, tmp_path: Path) -
     )
     checked = check_config(config)
     assert checked.config.model.kwargs == {"width": None}
+
+
+def test_the_graph_is_kept_where_the_config_asks_and_changes_no_loss(
+    train: Train, registry: Registry
+) -> None:
+    given: list[Path] = []
+
+    class Keeper(Recorder):
+        capabilities = frozenset({"graphs"})
+
+        def log_graph(self, path: Path) -> None:
+            given.append(path)
+
+    class Plugin:
+        @hookimpl
+        def dovetail_log(self) -> Recorder:
+            return Keeper([])
+
+    registry.register(Plugin(), hook="log", name="keeper")
+    drawn = train("train.epochs=1", "log.graph=true", "log.use=keeper")
+    assert given == [drawn.run_dir / "graph.json"]
+    plain = train("train.epochs=1")
+    assert not (plain.run_dir / "graph.json").exists()
+    assert losses_of(plain) == losses_of(drawn)
 
 
 def test_a_report_is_drawn_unless_the_config_says_no(train: Train) -> None:

@@ -68,9 +68,9 @@ def describe_paths(result: TrainingResult) -> Iterator[str]:
         rows.append(("bundle", result.bundle.path))
     yield from format_columns([(name, str(path)) for name, path in rows])
     if result.parked_trackers:
-        names = ", ".join(result.parked_trackers)
         command = shlex.join(["dovetail", "log", "sync", str(result.run_dir)])
-        yield f"{names} lacks records; hand them over with: {command}"
+        yield f"trackers that lack records: {', '.join(result.parked_trackers)}"
+        yield f"hand them over with: {command}"
 
 
 def spell_bytes(size: float) -> str:

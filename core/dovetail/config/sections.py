@@ -206,6 +206,8 @@ class LogConfig(_ManySection):
     """Calls per second that each tracker gets at most; no limit without it."""
     system_s: NonNegativeFloat = 5.0
     """Seconds between two records of system metrics; 0 for none."""
+    graph: bool = False
+    """Trace the model once and keep its graph as `graph.json`; TensorBoard shows it."""
 
 
 class ExportConfig(_ManySection):

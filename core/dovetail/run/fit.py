@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from dovetail.config import TrainConfig
-from dovetail.errors import DataError, build_message
+from dovetail.errors import CheckpointError, DataError, build_message
 from dovetail.run.checkpoint import Progress, checkpoint_path, prune, save_checkpoint
 from dovetail.run.device import build_autocast
 from dovetail.run.evaluate import evaluate
@@ -103,6 +104,8 @@ class Loop:
         self._feed = BatchFeed(parts.train_loader, self._recorder.train)
         self._metrics = dict(progress.metrics)
         self._best_metrics = dict(progress.best_metrics)
+        self._best_before = self._best_value, self._best_step, self._best_metrics
+        self._has_warned_unsaved = False
         self._last_checkpoint: Path | None = None
         self._saved_at: tuple[int, int] | None = None
         self._autocast = build_autocast(self._config, device)
@@ -117,6 +120,7 @@ class Loop:
             NonFiniteLossError: Too many windows in a row were skipped.
             DataError: A batch or its labels do not fit.
             ModelError: The model does not take the batch or its output does not fit the loss.
+            CheckpointError: The last checkpoint cannot be written.
         """
         self._parts.learning_rate.set_for(self._step)
         status: Status = "completed"
@@ -139,7 +143,7 @@ class Loop:
             if interrupt.is_set:
                 status = "interrupted"
             if self._saved_at != (self._epoch, self._micro_batch):
-                self._save(is_best=False)
+                self._save(is_best=False, is_last=True)
         return FitResult(
             status,
             self.progress,
@@ -261,6 +265,7 @@ class Loop:
         value = self._metrics.get(self._config.monitor)
         is_best = self._is_better(value)
         if is_best:
+            self._best_before = self._best_value, self._best_step, self._best_metrics
             self._best_value, self._best_step, self._num_bad = value, self._step, 0
             self._best_metrics = dict(self._metrics)
         elif value is not None:
@@ -305,15 +310,28 @@ class Loop:
             return value < self._best_value
         return value > self._best_value
 
-    def _save(self, *, is_best: bool) -> None:
-        path = save_checkpoint(
-            self._checkpoint_dir, self._parts.model, self._parts.saved, self.progress
-        )
+    def _save(self, *, is_best: bool, is_last: bool = False) -> None:
+        parts = self._parts
+        try:
+            path = save_checkpoint(self._checkpoint_dir, parts.model, parts.saved, self.progress)
+        except CheckpointError as err:
+            if is_last:
+                raise
+            if is_best:  # what has no checkpoint cannot be gone back to
+                self._best_value, self._best_step, self._best_metrics = self._best_before
+            self._warn_unsaved(err)
+            return
         self._last_checkpoint = path
         self._saved_at = (self._epoch, self._micro_batch)
         best = self._checkpoint_of(self._best_step)
         prune(self._checkpoint_dir, {path} | ({best} if best else set()))
         self._parts.observer.on_checkpoint(path, is_best)
+
+    def _warn_unsaved(self, err: CheckpointError) -> None:
+        if not self._has_warned_unsaved:
+            self._has_warned_unsaved = True
+            text = f"{err} The run goes on, and tries again at its next checkpoint."
+            warnings.warn(text, stacklevel=4)
 
     def _checkpoint_of(self, step: int | None) -> Path | None:
         if step is None:

@@ -6,6 +6,7 @@ could lose it. Needs neither TensorFlow nor torch.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import struct
@@ -23,6 +24,8 @@ dovetail_api = 1
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 """Channels by the colour type of a PNG header; a palette (3) decodes to RGB."""
+_DTYPES = {"float16": "DT_HALF", "float32": "DT_FLOAT", "float64": "DT_DOUBLE"}
+"""Types that TensorBoard calls by names of its own."""
 
 
 class Options(PluginOptions):
@@ -52,7 +55,9 @@ class TensorBoardTracker:
         options: The plugin's options.
     """
 
-    capabilities: frozenset[Capability] = frozenset({"params", "figures", "texts", "histograms"})
+    capabilities: frozenset[Capability] = frozenset(
+        {"params", "figures", "texts", "histograms", "graphs"}
+    )
 
     def __init__(self, run: RunInfo, options: Options) -> None:
         try:
@@ -135,6 +140,22 @@ class TensorBoardTracker:
             tensor=tensor_util.make_tensor_proto(bins),
         )
         self._write(step=step, summary=self._summaries.Summary(value=[value]))
+
+    def log_graph(self, path: Path) -> None:
+        """Write a model's graph for the GRAPHS tab."""
+        from tensorboard.compat.proto import graph_pb2, types_pb2, versions_pb2
+
+        graph = graph_pb2.GraphDef(versions=versions_pb2.VersionDef(producer=22))
+        for row in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+            node = graph.node.add(name=row["name"], op=row["op"], input=row["inputs"])
+            if "shape" in row:
+                shape = node.attr["_output_shapes"].list.shape.add()
+                for size in row["shape"]:
+                    shape.dim.add(size=size)
+            if "dtype" in row:
+                name = _DTYPES.get(row["dtype"], f"DT_{row['dtype'].upper()}")
+                node.attr["dtype"].type = getattr(types_pb2, name, types_pb2.DT_INVALID)
+        self._write(graph_def=graph.SerializeToString())
 
     def log_artifact(self, name: str, path: Path) -> None:
         """Do nothing: an event file holds no artifacts, and `capabilities` says so."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,15 @@ def test_paths_name_run_best_checkpoint_and_bundle() -> None:
         "run     runs/digits/1",
         "best    runs/digits/1/checkpoints/step-000012",
         "bundle  runs/digits/1/bundle",
+    ]
+
+
+def test_paths_tell_how_trackers_get_what_they_lack() -> None:
+    parked = {"wandb": "OSError: no route", "mlflow": "late"}
+    result = replace(make_result(), parked_trackers=parked)
+    assert list(describe_paths(result))[-2:] == [
+        "trackers that lack records: wandb, mlflow",
+        "hand them over with: dovetail log sync runs/digits/1",
     ]
 
 

@@ -33,7 +33,9 @@ class Options(PluginOptions):
 
 
 class Tracker:
-    capabilities = frozenset({"params", "figures", "artifacts", "texts", "histograms"})
+    capabilities = frozenset(
+        {"params", "figures", "artifacts", "texts", "histograms", "graphs"}
+    )
 
     def __init__(self, run, fault):
         global latest
@@ -171,6 +173,13 @@ class Tracker:
             counts = [count / counts[0] for count in counts]
         (self.folder / f"{name.split('/')[-1]}.json").write_text(json.dumps([counts, edges]))
 
+    def log_graph(self, path):
+        if self.fault == "throws graphs away":
+            return
+        if self.fault == "takes tensors only":
+            [node["dtype"] for node in json.loads(path.read_text())["nodes"]]
+        shutil.copy(path, self.folder)
+
     def log_artifact(self, name, path):
         if path.is_file():
             shutil.copy(path, self.folder)
@@ -211,6 +220,7 @@ NOW_AND_THEN = "an_error_now_and_then_loses_nothing"
 FOR_GOOD = "an_error_for_good_parks_it_until_later"
 TEXTS = "texts_are_kept"
 HISTOGRAMS = "histograms_are_kept"
+GRAPHS = "graphs_are_kept"
 KNOWN = "what_is_given_again_is_known"
 MANY = "many_rows_at_once_are_like_one_after_the_other"
 HANGS = "a_backend_that_hangs_does_not_hold_the_run"
@@ -243,6 +253,8 @@ FAULTS = {
     "takes plain texts only": TEXTS,
     "throws histograms away": HISTOGRAMS,
     "divides by a histogram's first count": HISTOGRAMS,
+    "throws graphs away": GRAPHS,
+    "takes tensors only": GRAPHS,
     "takes a hundred rows at once": MANY,
     "is idempotent but for NaN": KNOWN,
     "knows no failure": STATUS,
@@ -286,7 +298,7 @@ def failures_of(toy: ModuleType, fault: str, **attributes: Any) -> dict[str, str
 
 def test_a_right_tracker_passes_every_check(toy: ModuleType) -> None:
     LinesSuite.check(plugin=toy)
-    assert len(LinesSuite.checks()) == 22
+    assert len(LinesSuite.checks()) == 23
 
 
 @pytest.mark.parametrize(("fault", "check"), FAULTS.items())
@@ -335,7 +347,7 @@ def test_an_idempotent_tracker_passes_without_a_rewind(toy: ModuleType) -> None:
 
 
 def test_a_suite_that_does_not_say_how_to_read_back_fails_once(toy: ModuleType) -> None:
-    with pytest.raises(ConformanceError, match=r"1 of 22 checks failed\n.*Override read_back"):
+    with pytest.raises(ConformanceError, match=r"1 of 23 checks failed\n.*Override read_back"):
         TrackerSuite.check(plugin=toy)
 
 

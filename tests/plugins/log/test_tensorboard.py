@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dovetail.errors import DataError, MissingDependencyError
+from dovetail.run.graph import trace_graph
 from dovetail.types import RunInfo, Tracker
 from dovetail_plugins.log import tensorboard as plugin
 from dovetail_plugins.log.tensorboard import Options, TensorBoardTracker, dovetail_log
@@ -230,6 +233,22 @@ def test_log_figure_refuses_what_is_no_png(tracker: TensorBoardTracker, tmp_path
     path.write_bytes(b"GIF89a not a picture of the promised kind")
     with pytest.raises(DataError, match="expected a PNG file"):
         tracker.log_figure("report/confusion", path, step=9)
+
+
+def test_log_graph_writes_what_the_graphs_tab_reads(
+    run: RunInfo, tracker: TensorBoardTracker, tmp_path: Path
+) -> None:
+    graph = tmp_path / "graph.json"
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU())
+    graph.write_text(json.dumps({"nodes": trace_graph(model, {"x": torch.zeros(4, 6)})}))
+    tracker.log_graph(graph)
+    tracker.close("completed")
+    nodes = {node.name: node for node in read_back(run).Graph().node}
+    assert [*nodes["0/linear"].input][1:] == ["0/weight", "0/bias"]
+    (shape,) = nodes["0/linear"].attr["_output_shapes"].list.shape
+    assert [dim.size for dim in shape.dim] == [4, 8]
+    assert nodes["0/weight"].attr["dtype"].type == 1  # float32 in TensorFlow's list
+    assert nodes["output"].op == "Output"
 
 
 def test_log_text_writes_the_whole_text(run: RunInfo, tracker: TensorBoardTracker) -> None:

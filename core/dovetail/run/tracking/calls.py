@@ -23,11 +23,9 @@ _HOLDS: dict[str, Capability] = {
     "text": "texts",
     "histogram": "histograms",
     "artifact": "artifacts",
+    "graph": "graphs",
 }
 """What a tracker must be able to hold to be given a kind of record."""
-
-_NEEDS = {"params": ("params",)}
-"""Fields of a kind of record; the others refer to a file by its name."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,8 @@ class CallReader:
         if kind != "params" and _HOLDS.get(kind) not in self._tracker.capabilities:
             return None
         # Nobody can take what a damaged record lacks, however often it is tried.
-        if any(field not in record for field in _NEEDS.get(kind, ("name", "file"))):
+        needed = ("params",) if kind == "params" else ("name", "file")
+        if any(field not in record for field in needed):
             return None
         return partial(self._hand_over, kind, record)
 
@@ -105,6 +104,8 @@ class CallReader:
         elif kind == "histogram":
             drawn = json.loads(path.read_text(encoding="utf-8"))
             tracker.log_histogram(name, drawn["counts"], drawn["edges"], step)
+        elif kind == "graph":
+            tracker.log_graph(path)
         else:
             tracker.log_artifact(name, path)
 

@@ -6,6 +6,7 @@ import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 _SUFFIX = ".cursor"
 
@@ -62,10 +63,11 @@ def rewind_cursors(directory: Path, size_bytes: int) -> None:
 
 
 def _read(path: Path) -> Position:
-    with suppress(OSError, ValueError, TypeError):
-        position = Position(**json.loads(path.read_text(encoding="ascii")))
-        if isinstance(position.offset, int) and position.offset >= 0:
-            return position
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        fields: dict[str, Any] = json.loads(path.read_text(encoding="ascii"))
+        offset = fields.get("offset", 0)
+        if isinstance(offset, int) and offset >= 0:
+            return Position(**fields)
     return Position()
 
 

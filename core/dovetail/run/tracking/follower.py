@@ -72,6 +72,7 @@ class Follower:
         self._noted_s = -math.inf
         self._called_s = -math.inf
         self._status = "failed"
+        self._given_up_by = ""
         self._is_complete = threading.Event()
         self._is_given_up = threading.Event()
         # A tracker that hangs must not keep the process from ending.
@@ -93,6 +94,7 @@ class Follower:
 
     def give_up(self, reason: str) -> None:
         """Stop following after the call that is under way, if it ever ends."""
+        self._given_up_by = reason
         self._is_given_up.set()
         self._park(reason)
 
@@ -138,7 +140,7 @@ class Follower:
                 start, lowest, step = last_steps_before(self._path, offset)
                 if offset < size_bytes:
                     # It may have taken more than the cursor tells of: from that step on, again.
-                    offset, step = start, lowest - 1
+                    offset, step = (start if lowest > 0 else 0), lowest - 1
                 reason = self._try(lambda: rewind(step))
                 if reason is not None:
                     self._park(reason)
@@ -153,7 +155,7 @@ class Follower:
         self._untaken.clear()
         for call in self._calls.read(offset):
             if self._is_given_up.is_set():
-                return False
+                break
             reason = self._try(call.act) if call.act is not None else None
             if reason is not None and not call.file:
                 self._untaken.clear()
@@ -169,7 +171,7 @@ class Follower:
                 self._note(at_most_every_s=_CURSOR_S)
         if self._offset != offset:
             self._note()
-        return not self._untaken
+        return not self._untaken and not self._is_given_up.is_set()
 
     def _finish(self) -> None:
         reason = self._try(lambda: self._tracker.close(self._status))
@@ -202,7 +204,7 @@ class Follower:
                 self._is_given_up.wait(self.PAUSE_S * 4 ** (attempt - 1))
             self._is_given_up.wait(max(0.0, self._called_s + self._min_pause_s - time.monotonic()))
             if self._is_given_up.is_set():
-                return reason or "gave up"
+                return reason or self._given_up_by
             self._called_s = time.monotonic()
             try:
                 act()

@@ -117,9 +117,9 @@ class Tracking:
         ]
 
     def add_file(
-        self, kind: Literal["figure", "artifact"], name: str, path: Path, step: int
+        self, kind: Literal["figure", "artifact", "graph"], name: str, path: Path, step: int
     ) -> None:
-        """Refer to a picture, or to any file or folder, of the run's folder.
+        """Refer to a picture, a graph, or any file or folder, of the run's folder.
 
         Args:
             kind: What it is.

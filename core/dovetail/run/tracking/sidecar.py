@@ -24,9 +24,15 @@ from dovetail.run.tracking.session import late, warn_parked, warn_refused
 START_S = 300.0
 """Seconds the trackers get to be made: a login over a slow network takes its time."""
 
-# The import path comes first: this package may be importable by it alone.
+END_S = 2.0
+"""Seconds the process gets to end after its last word."""
+
+# The import path comes first: this package may be importable by it alone, and whatever lies in the
+# current folder must not stand in for a module of Python.
 _BOOT = (
-    "import json, sys\n"
+    "import sys\n"
+    "sys.path[:] = [entry for entry in sys.path if entry]\n"
+    "import json\n"
     "request = json.loads(sys.stdin.readline())\n"
     "sys.path[:] = request['path']\n"
     "from dovetail.run.tracking.sidecar_process import main\n"
@@ -72,6 +78,9 @@ class Sidecar:
         self._parked: dict[str, str] = {}
         self._warned: set[str] = set()
         self._is_done = False
+        self._listener = threading.Thread(
+            target=self._listen, name="dovetail-sidecar-events", daemon=True
+        )
         message = {**asdict(request), "path": [os.path.abspath(p) if p else "" for p in sys.path]}
         try:
             self._process = subprocess.Popen(
@@ -91,9 +100,6 @@ class Sidecar:
         except BaseException:
             self.kill()
             raise
-        self._listener = threading.Thread(
-            target=self._listen, name="dovetail-sidecar-events", daemon=True
-        )
 
     def start(self) -> None:
         """Begin to follow the log."""
@@ -107,23 +113,35 @@ class Sidecar:
     def join(self, timeout_s: float) -> dict[str, str]:
         """Wait at most `timeout_s` seconds for the trackers; return why which one is parked."""
         # A little longer than the process itself waits, so that it can say who is late.
-        self._listener.join(timeout_s + 2.0)
-        if not self._is_done:
-            lost = late(self._request.flush_s) if self._listener.is_alive() else self._describe()
-            for name in self._request.trackers:
-                self._parked.setdefault(name, lost)
-                self._warn(name, self._parked[name])
-        self.kill()
+        self._listener.join(timeout_s + END_S)
+        try:
+            if self._is_done:
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(END_S)
+            else:
+                is_late = self._listener.is_alive()
+                lost = late(self._request.flush_s) if is_late else self._describe()
+                for name in self._request.trackers:
+                    self._parked.setdefault(name, lost)
+                    self._warn(name, self._parked[name])
+        finally:
+            self.kill()
         return dict(self._parked)
 
     def kill(self) -> None:
         """End the process at once, if it is still there."""
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with suppress(OSError):  # what was not sent yet
-                    pipe.close()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(OSError):  # what was not sent yet
+            self._process.stdin.close()
+        # A pipe that is read cannot be closed, and a process that a tracker has forked may hold its
+        # other end open.
+        if self._listener.is_alive():
+            self._listener.join(END_S)
+        if not self._listener.is_alive():
+            self._process.stdout.close()
 
     def _tell(self, message: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -134,7 +152,9 @@ class Sidecar:
     def _events(self) -> Iterable[dict[str, Any]]:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            yield json.loads(line)
+            # What the interpreter itself runs before our code may print too.
+            if line.startswith('{"event": '):
+                yield json.loads(line)
 
     def _await_ready(self) -> None:
         timer = threading.Timer(START_S, self._process.kill)
@@ -156,6 +176,8 @@ class Sidecar:
         with suppress(ValueError, OSError):  # the pipe was closed, or the process died in a word
             for event in self._events():
                 self._hear(event)
+                if self._is_done:
+                    return
 
     def _hear(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "parked":
@@ -172,7 +194,10 @@ class Sidecar:
             warn_parked(self._directory, name, reason)
 
     def _describe(self) -> str:
-        return f"their process ended with status {self._process.wait()}"
+        try:
+            return f"their process ended with status {self._process.wait(END_S)}"
+        except subprocess.TimeoutExpired:
+            return "their process does not answer any more"
 
 
 def rebuild_error(kind: str, message: str) -> DovetailError:
@@ -180,4 +205,5 @@ def rebuild_error(kind: str, message: str) -> DovetailError:
     found = getattr(dovetail.errors, kind, None)
     if isinstance(found, type) and issubclass(found, DovetailError):
         return found(message)
-    return PluginError(message)
+    text = f"{kind}: {message}".removesuffix(": ")
+    return PluginError(build_message("process of the trackers", text))

@@ -39,12 +39,18 @@ class Channel:
         self._lock = threading.Lock()
         self._parent = os.getppid()
         self._heard: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+        self._is_following = False
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         with suppress(ValueError):  # the training died in the middle of a word
             for line in sys.stdin:
-                self._heard.put(json.loads(line))
+                message = json.loads(line)
+                self._is_following |= "follow" in message
+                self._heard.put(message)
+        if not self._is_following:
+            # A login may wait for ever, and what it is for is gone.
+            os._exit(0)
         self._heard.put(None)
 
     def say(self, event: str, **fields: Any) -> None:

@@ -25,6 +25,7 @@ METHODS: Mapping[Capability, str] = {
     "artifacts": "log_artifact",
     "texts": "log_text",
     "histograms": "log_histogram",
+    "graphs": "log_graph",
 }
 """What a tracker is called by for each thing that it says it holds."""
 
@@ -58,6 +59,16 @@ class HoldingChecks(TrackedRuns):
         }
         # A store may put bins together, and keep fewer digits.
         self._expect_kept("histograms", "histogram", files, least=0.05)
+
+    def test_graphs_are_kept(self) -> None:
+        """`log_graph` keeps operators and what they work on, where the tracker says it can."""
+        nodes = [{"name": "input/x", "op": "Input", "inputs": [], "shape": [4, 2]}]
+        for number in range(1000):
+            before = [nodes[-1]["name"]]
+            nodes.append({"name": f"layers/{number}/linear", "op": "aten.linear", "inputs": before})
+        graph = json.dumps({"nodes": nodes}).encode()
+        # A store may keep it in a denser form.
+        self._expect_kept("graphs", "graph", {"graph.json": graph}, least=0.2)
 
     def test_artifacts_are_taken(self) -> None:
         """`log_artifact` takes a file and a folder, where the tracker says that it can."""
