@@ -39,7 +39,7 @@ from dovetail.run.checkpoint import (
 from dovetail.run.device import build_scaler, choose_device
 from dovetail.run.fit import FitParts, Loop
 from dovetail.run.flops import FlopMeter
-from dovetail.run.folder import check_same_run, create_run_folder, find_run
+from dovetail.run.folder import check_same_run, create_run_folder, find_run, rewrite_config
 from dovetail.run.graph import try_write_graph
 from dovetail.run.loader import EpochLoader, build_loader, primary_input
 from dovetail.run.losses import build_objective
@@ -199,6 +199,7 @@ class Job:
                 checkpoint = last_checkpoint(run_dir)
                 load_weights(checkpoint, self._model)
                 load_state(checkpoint, parts.saved)
+                rewrite_config(run_dir, self._config)
             elif self._config.log.graph:
                 self._draw_graph(tracking, run_dir)
             self._observer.on_start(plan, run_dir)
@@ -340,6 +341,7 @@ class Job:
             trackers,
             params,
             sidecar,
+            config_dir=self._checked.directory,
             flush_s=settings.flush_s,
             calls_per_s=settings.calls_per_s,
         )

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import dovetail
 from dovetail import hookimpl
+from dovetail.config import read_config_file
 from dovetail.errors import CheckpointError, NonFiniteLossError
 from dovetail.preflight import check_config
 from dovetail.registry import Registry
@@ -280,7 +281,10 @@ def test_train_resumes_the_latest_run_and_refuses_other_settings(train: Train) -
     assert resumed.run_dir == interrupted.run_dir
     with pytest.raises(dovetail.ConfigError, match=r"train\.epochs: .*has done all its 3 epochs"):
         train(resume="latest")
-    assert train("train.epochs=4", resume="latest").num_steps == 12
+    again = train("train.epochs=4", resume="latest")
+    assert again.num_steps == 12
+    # What a run went on with is what its folder tells, and what a later resume begins from.
+    assert read_config_file(again.run_dir / "config.toml")["train"]["epochs"] == 4
 
 
 def test_train_takes_a_loss_function_of_the_users_own(
@@ -390,7 +394,7 @@ def test_train_gives_a_tracker_the_report_and_the_bundle_before_its_end(
             return Keeper([])
 
     registry.register(Plugin(), hook="log", name="keeper")
-    result = train("log.use=keeper", "train.epochs=1")
+    result = train("log.use=keeper", "train.epochs=1", "export.use=onnx")
     assert result.bundle is not None
     assert given == [
         ("report", result.run_dir / "report.png", 3, b"\x89PNG"),

@@ -66,6 +66,23 @@ def create_run_folder(config: TrainingConfig, lock: Sequence[Row]) -> Path:
     return path
 
 
+def rewrite_config(path: Path, config: TrainingConfig) -> None:
+    """Put the config that a run goes on with in place of the one that it began with.
+
+    Raises:
+        ConfigError: The config holds something that a file cannot.
+        RunError: The file cannot be written; the old one is whole.
+    """
+    text, aside = _to_toml(config), path / f".{_CONFIG}.partial"
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path / _CONFIG)
+    except OSError as err:
+        found = f"cannot be written: {err.strerror}"
+        where = f"run folder {str(path)!r}"
+        raise RunError(build_message(where, found, action="Free space.")) from err
+
+
 def _to_toml(config: TrainingConfig) -> str:
     try:
         return tomli_w.dumps(config.to_dict())

@@ -13,7 +13,7 @@ import pytest
 from dovetail.config import TrainingConfig, parse_config, read_config_file
 from dovetail.errors import CheckpointError, ConfigError, RunError
 from dovetail.registry.lock import read_lock
-from dovetail.run.folder import check_same_run, create_run_folder, find_run
+from dovetail.run.folder import check_same_run, create_run_folder, find_run, rewrite_config
 
 LOCK = [{"hook": "accumulate", "name": "exact", "distribution": "dovetail", "version": "1"}]
 
@@ -78,6 +78,23 @@ def test_create_run_folder_refuses_what_no_file_can_hold_before_there_is_one(
     with pytest.raises(ConfigError, match=r"^config: "):
         create_run_folder(config, LOCK)
     assert not (tmp_path / "runs").exists()
+
+
+def test_rewrite_config_puts_another_one_in_its_place(tmp_path: Path) -> None:
+    path = create_run_folder(config_of(tmp_path), LOCK)
+    other = config_of(tmp_path, train={"epochs": 7})
+    rewrite_config(path, other)
+    assert parse_config(read_config_file(path / "config.toml"))[0] == other
+    assert sorted(p.name for p in path.iterdir()) == ["config.toml", "plugins.lock.json"]
+
+
+def test_rewrite_config_that_fails_leaves_the_old_one_whole(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    path = create_run_folder(config, LOCK)
+    (path / ".config.toml.partial").mkdir()
+    with pytest.raises(RunError, match=r"run folder .* cannot be written: Is a directory"):
+        rewrite_config(path, config_of(tmp_path, train={"epochs": 7}))
+    assert parse_config(read_config_file(path / "config.toml"))[0] == config
 
 
 def test_find_run_takes_a_folder_an_id_or_latest(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,8 @@ _TITLES = {
     _THROUGHPUT: "Throughput (items/s)",
     _WAIT: "Waiting for data (share of time)",
 }
+_UNITS = {"_gib": " (GiB)", "_percent": " (%)", "_per_s": " per second"}
+_ABBREVIATIONS = ("CPU", "GPU", "MFU", "TFLOPs")
 _LATER = (_LR, _NORM, _THROUGHPUT, _WAIT)
 
 
@@ -85,14 +88,23 @@ def _split_name(name: str) -> tuple[str, str]:
 
 
 def _new_panel(key: str) -> Panel:
-    title = _TITLES.get(key) or key.removeprefix("system/").replace("_", " ").capitalize()
     return Panel(
         key,
-        title,
+        _TITLES.get(key) or _spell_title(key.removeprefix("system/")),
         has_checkpoints=key == "loss",
         can_be_log=key in ("loss", _NORM),
         starts_at_zero=key in (_THROUGHPUT, _WAIT),
     )
+
+
+def _spell_title(name: str) -> str:
+    """Return "GPU memory peak (GiB)" for gpu_memory_peak_gib."""
+    unit = next((suffix for suffix in _UNITS if name.endswith(suffix)), "")
+    words = name.removesuffix(unit).replace("_", " ")
+    title = words[:1].upper() + words[1:] if words.islower() else words
+    for word in _ABBREVIATIONS:
+        title = re.sub(rf"\b{word}\b", word, title, flags=re.IGNORECASE)
+    return title + _UNITS.get(unit, "")
 
 
 def _rank(panel: Panel) -> tuple[int, bool, str]:

@@ -82,6 +82,7 @@ class Tracking:
         trackers: Trackers by name that are fed from threads of this process.
         params: The run's settings, the first record.
         elsewhere: Those that are fed from another process.
+        config_dir: Folder that relative paths in the settings are meant from, for a later reader.
         flush_s: Seconds all trackers together get at the end; who needs longer is parked.
         calls_per_s: Calls per second that a tracker gets at most.
     """
@@ -93,6 +94,7 @@ class Tracking:
         params: Mapping[str, Any],
         elsewhere: Followers | None = None,
         *,
+        config_dir: Path | None = None,
         flush_s: float = FLUSH_S,
         calls_per_s: float | None = None,
     ) -> None:
@@ -102,6 +104,7 @@ class Tracking:
         self.parked: dict[str, str] = {}
         """Trackers that lack records, and why; once the log is closed."""
         self._params = params
+        self._config_dir = config_dir
         self._elsewhere = elsewhere
         self._flush_s = flush_s
         self._followers = [
@@ -132,7 +135,10 @@ class Tracking:
         self.log.write({"kind": kind, **axes, "name": name, "file": file})
 
     def __enter__(self) -> Tracking:
-        self.log.write({"kind": "params", "time": time.time(), "params": dict(self._params)})
+        record = {"kind": "params", "time": time.time(), "params": dict(self._params)}
+        if self._config_dir is not None:
+            record["config_dir"] = str(self._config_dir.resolve())
+        self.log.write(record)
         for follower in self._followers:
             follower.start()
         if self._elsewhere is not None:

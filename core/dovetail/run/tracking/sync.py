@@ -29,7 +29,16 @@ GRACE_S = 5.0
 _POLL_S = 0.5
 
 _TAKING = frozenset(
-    {"log", "log_many", "log_params", "log_figure", "log_text", "log_histogram", "log_artifact"}
+    {
+        "log",
+        "log_many",
+        "log_params",
+        "log_figure",
+        "log_text",
+        "log_histogram",
+        "log_graph",
+        "log_artifact",
+    }
 )
 """What a tracker is given records by."""
 

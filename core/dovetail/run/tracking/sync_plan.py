@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,8 +71,12 @@ def plan_sync(
     chosen = _choose(registry, settings.names, names, directory)
     changed = _check_overrides(overrides, chosen)
     tables_by_name = {name: settings.options.get(_bare(name), {}) for name in chosen}
-    options = {n: registry.build_options("log", n, t) for n, t in tables_by_name.items()}
-    params = flatten(tables) if tables else _read_params(directory)
+    begun = _read_begin(directory)
+    config_dir = Path(begun["config_dir"]) if "config_dir" in begun else None
+    options = {
+        n: registry.build_options("log", n, t, config_dir) for n, t in tables_by_name.items()
+    }
+    params = flatten(tables) if tables else begun.get("params", {})
     name = run.name if tables else _OWN_LOOP
     info = RunInfo(name, directory.resolve().name, directory, params)
     return SyncPlan(
@@ -164,15 +169,12 @@ def _bare(name: str) -> str:
     return name.rpartition(":")[2]
 
 
-def _read_params(directory: Path) -> dict[str, Any]:
-    """Return the last settings of the metric log."""
-    params: dict[str, Any] = {}
-    try:
-        with (directory / LOG_NAME).open("rb") as file:
-            for line in file:
-                record = parse_record(line) or {}
-                if record.get("kind") == "params":
-                    params = record["params"]
-    except (OSError, KeyError):
-        return params
-    return params
+def _read_begin(directory: Path) -> dict[str, Any]:
+    """Return the record of the last time that the run began or went on."""
+    begun: dict[str, Any] = {}
+    with suppress(OSError), (directory / LOG_NAME).open("rb") as file:
+        for line in file:
+            record = parse_record(line) or {}
+            if record.get("kind") == "params" and "params" in record:
+                begun = record
+    return begun

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from dovetail.run.report import read_history
 from dovetail.run.report.panels import MAX_PANELS, build_panels
 
@@ -48,6 +50,24 @@ def test_panels_hold_splits_and_runs_of_one_quantity(make_run: MakeRun) -> None:
     ]
     assert panels[-1].lines[0].scale == 2.0**-30
     assert left_out == []
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("system/gpu_memory_peak_gib", "GPU memory peak (GiB)"),
+        ("system/cpu_percent", "CPU (%)"),
+        ("system/model_tflops_per_s", "Model TFLOPs per second"),
+        ("system/items_per_s", "Items per second"),
+        ("my_own", "My own"),
+        ("mAP", "mAP"),
+    ],
+)
+def test_panel_title_is_the_name_in_words_with_its_unit(
+    make_run: MakeRun, name: str, title: str
+) -> None:
+    run = read_history(make_run("a", [{"kind": "system", "step": 1, "metrics": {name: 1.0}}]))
+    assert [panel.title for panel in build_panels([run])[0]] == [title]
 
 
 def test_panels_of_thousands_of_names_are_bounded_and_the_rest_is_named(make_run: MakeRun) -> None:

@@ -492,11 +492,16 @@ def test_a_last_file_that_is_refused_does_not_keep_the_tracker_from_its_end(
     assert cursor_of(log) == Position(log.tell(), is_clean=True)
 
 
-def test_a_last_file_that_fails_with_the_end_is_given_again(log: MetricLog, recorder: Any) -> None:
+@pytest.mark.parametrize("is_before_the_end", [True, False])
+def test_a_last_file_that_fails_with_the_end_is_given_again(
+    log: MetricLog, recorder: Any, is_before_the_end: bool
+) -> None:
     tracker = recorder(refusing("log_artifact", "close"), capabilities=["artifacts"])
     log.write(step_record(0))
     whole = log.tell()
     log.write(file_record("bundle"))
+    if is_before_the_end:
+        log.write({"kind": "end", "status": "completed"})
     refused: list[tuple[str, str]] = []
     follower = follow(log, tracker, on_refused=lambda file, reason: refused.append((file, reason)))
     assert follower.parked_by == "ValueError: too large"
@@ -551,10 +556,15 @@ def recover(log: MetricLog, position: Position | None, num_taken: int, **means: 
     return store
 
 
-def test_an_idempotent_tracker_is_fed_from_the_beginning_after_a_crash(log: MetricLog) -> None:
+@pytest.mark.parametrize("rewinds", [False, True])
+def test_an_idempotent_tracker_is_fed_from_the_beginning_after_a_crash(
+    log: MetricLog, rewinds: bool
+) -> None:
     write_steps(log, range(1, 6))
-    store = recover(log, Position(place_behind(log, 2)), num_taken=3, is_idempotent=True)
+    means = {"is_idempotent": True, "rewinds": rewinds}
+    store = recover(log, Position(place_behind(log, 2)), num_taken=3, **means)
     assert store.given == [1, 2, 3, 4, 5]
+    assert store.rewound_to == []
     assert store.rows == rows_of(log)
 
 

@@ -16,6 +16,7 @@ import pytest
 from dovetail.errors import RunError
 from dovetail.run.tracking import MetricLog, read_records
 from dovetail.run.tracking.cursor import Cursor, Position
+from dovetail.run.tracking.follower import Follower
 from dovetail.run.tracking.lock import FOLLOWERS, FolderLock, is_locked
 from dovetail.run.tracking.session import Tracking, end_followers, open_log
 
@@ -154,8 +155,18 @@ def test_log_is_closed_where_the_user_does_not_wait_for_followers(tmp_path: Path
 # --- trackers that are late, or raise
 
 
-def test_trackers_that_hang_share_the_time_there_is(tmp_path: Path, recorder: Any) -> None:
+def test_trackers_that_hang_share_the_time_there_is(
+    tmp_path: Path, recorder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     release = threading.Event()
+    timeouts_s: list[float] = []
+    join = Follower.join
+
+    def note_and_join(follower: Follower, timeout_s: float) -> bool:
+        timeouts_s.append(timeout_s)
+        return join(follower, timeout_s)
+
+    monkeypatch.setattr(Follower, "join", note_and_join)
 
     def hang(method: str, number: int) -> None:
         if method == "close":
@@ -174,7 +185,8 @@ def test_trackers_that_hang_share_the_time_there_is(tmp_path: Path, recorder: An
     assert [text.partition(":")[0] for text in texts[:2]] == ["tracker 'a'", "tracker 'b'"]
     assert set(list(tracking.parked)[:2]) == {"a", "b"}
     assert tracking.parked["a"] == "did not finish within 0.2 s (log.flush_s)"
-    assert elsewhere.timeout_s == 0.0
+    assert 0.1 < timeouts_s[0] <= 0.2
+    assert [*timeouts_s[1:], elsewhere.timeout_s] == [0.0, 0.0, 0.0]
     release.set()
     for thread in threading.enumerate():
         if thread.name in ("dovetail-a", "dovetail-b", "dovetail-c"):

@@ -104,7 +104,8 @@ def step_record(step: int) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def planted(site: Any) -> None:
-    site.add("planted", {"dovetail.log": {"noting": "planted_noting"}}, planted_noting=PLUGIN)
+    names = {"noting": "planted_noting", "other": "planted_noting"}
+    site.add("planted", {"dovetail.log": names}, planted_noting=PLUGIN)
 
 
 @pytest.fixture
@@ -116,12 +117,14 @@ def run_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(run_dir: Path) -> Iterator[Callable[..., Sidecar]]:
-    """Starter of the process with one tracker, whose options are given."""
+    """Starter of the process with one tracker, whose options are given, or with several."""
     made: list[Sidecar] = []
 
-    def make(name: str = "noting", **options: Any) -> Sidecar:
-        flush_s = options.pop("flush_s", 30.0)
-        request = SidecarRequest(str(run_dir), "mine", {"a.b": 1}, {name: options}, flush_s=flush_s)
+    def make(
+        name: str = "noting", *, trackers: Any = None, flush_s: float = 30.0, **options: Any
+    ) -> Sidecar:
+        chosen = trackers or {name: options}
+        request = SidecarRequest(str(run_dir), "mine", {"a.b": 1}, chosen, flush_s=flush_s)
         made.append(Sidecar(request))
         return made[-1]
 
@@ -172,12 +175,14 @@ def check_whole(run_dir: Path, num_steps: int) -> None:
 def test_trackers_of_another_process_get_everything_once(
     run_dir: Path, start: Callable[..., Sidecar]
 ) -> None:
-    process = start()
+    # What a library leaves running does not keep the process from its end.
+    process = start(when_made="threading.Thread(target=threading.Event().wait).start()")
     (calls,) = process.history
     assert [(call["result"], call["duration_s"] > 0) for call in calls] == [("Noting", True)]
     assert follow(run_dir, process, map(step_record, range(50))) == ({}, [])
     check_whole(run_dir, 50)
     assert notes_of(run_dir)[0]["made"] != os.getpid()
+    assert process._process.returncode == 0
     size_bytes = (run_dir / "metrics.jsonl").stat().st_size
     assert Cursor(run_dir, "noting").read() == Position(size_bytes, is_clean=True)
 
@@ -208,6 +213,7 @@ def test_what_is_printed_disturbs_nobody(
     # What an interpreter runs before anything else may print as well.
     site.add_module("sitecustomize", "print('[good morning]')\nprint('{}')")
     monkeypatch.setenv("PYTHONPATH", str(site.path), prepend=os.pathsep)
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     shout = 'print(\'{"event": "done", "parked": {}}\'); os.write(1, b\'[written]\' * 20_000)'
     process = start(when_made=shout, when_logging=shout, when_closed=shout)
     assert follow(run_dir, process, map(step_record, range(3))) == ({}, [])
@@ -262,10 +268,13 @@ def test_an_error_in_making_a_tracker_comes_back_as_it_is(
     options: dict[str, Any],
     kind: type[DovetailError],
 ) -> None:
-    registry = Registry()
-    with pytest.raises(DovetailError) as here:
+    def make_here() -> None:
+        registry = Registry()
         made = registry.build_options("log", name, options)
         registry.log(name, RunInfo("mine", "run", run_dir, {}), made)
+
+    with pytest.raises(DovetailError) as here:
+        make_here()
     with pytest.raises(DovetailError) as there:
         start(name, **options)
     assert type(there.value) is type(here.value) is kind
@@ -320,6 +329,7 @@ def test_what_happens_to_trackers_is_warned_of_in_the_training(
     run_dir: Path, start: Callable[..., Sidecar]
 ) -> None:
     process = start(
+        when_made="from dovetail.run.tracking.follower import Follower; Follower.PAUSE_S = 1e-4",
         when_given_files="raise ValueError('too large')",
         when_logging="if self.num_rows > 1: raise OSError('network')",
     )
@@ -334,16 +344,19 @@ def test_what_happens_to_trackers_is_warned_of_in_the_training(
     assert [r["step"] for r in read_records(run_dir) if "metrics" in r] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("method", ["when_logging", "when_closed"])
-def test_a_tracker_that_hangs_is_given_up_with_its_process(
-    run_dir: Path, start: Callable[..., Sidecar], method: str
+def test_a_tracker_that_hangs_costs_the_others_of_its_process_nothing(
+    run_dir: Path, start: Callable[..., Sidecar]
 ) -> None:
-    process = start(flush_s=0.05, **{method: "threading.Event().wait()"})
-    parked, (text,) = follow(run_dir, process, map(step_record, range(2)), flush_s=0.05)
-    assert parked == {"noting": "did not finish within 0.05 s (log.flush_s)"}
-    assert text.startswith("tracker 'noting': is parked: did not finish within 0.05 s")
-    assert steps_of(run_dir) == ([] if method == "when_logging" else [0, 1])
-    assert is_gone(notes_of(run_dir)[0]["made"])
+    hangs = {"when_logging": "self.note(hangs=True); threading.Event().wait()"}
+    process = start(trackers={"noting": hangs, "other": {}}, flush_s=1.0)
+    parked, (text,) = follow(run_dir, process, map(step_record, range(2)), flush_s=1.0)
+    assert parked == {"noting": "did not finish within 1 s (log.flush_s)"}
+    assert text.startswith("tracker 'noting': is parked: did not finish within 1 s")
+    notes = notes_of(run_dir)
+    assert {"hangs": True} in notes
+    assert steps_of(run_dir) == [0, 1]
+    assert [note for note in notes if "status" in note] == [{"status": "completed"}]
+    assert is_gone(notes[0]["made"])
 
 
 def test_trackers_whose_process_dies_are_parked(
@@ -387,7 +400,7 @@ def test_a_process_that_a_tracker_has_forked_is_not_waited_for(
     run_dir: Path, start: Callable[..., Sidecar], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # It holds the pipe to the training for as long as it lives.
-    monkeypatch.setattr(sidecar, "END_S", 60.0)
+    monkeypatch.setattr(sidecar, "END_S", 0.05)
     forks = "pid = os.fork()\nif not pid:\n    signal.pause()\nself.note(forked=pid)"
     process = start(when_closed=forks)
     try:
@@ -395,6 +408,7 @@ def test_a_process_that_a_tracker_has_forked_is_not_waited_for(
             warnings.simplefilter("error")
             assert follow(run_dir, process, [step_record(0)]) == ({}, [])
         assert notes_of(run_dir)[-1] == {"status": "completed"}
+        assert not process._listener.is_alive()
     finally:
         (forked,) = [note["forked"] for note in notes_of(run_dir) if "forked" in note]
         assert not is_gone(forked)
@@ -430,7 +444,7 @@ def test_a_pipe_that_a_forked_process_holds_is_left_open_where_a_tracker_hangs(
 
 
 TRAINING = """
-import json, sys
+import json, os, signal, sys, warnings
 request = json.loads(sys.argv[1])
 sys.path[:] = request.pop("path")
 from pathlib import Path
@@ -442,13 +456,26 @@ log = open_log(directory)
 with Tracking(log, {}, {"a.b": 1}, Sidecar(SidecarRequest(**request))) as tracking:
     for step in range(20):
         log.write({"kind": "step", "step": step, "metrics": {"train/loss": float(step)}})
+    WORKER
     print("written", flush=True)
     sys.stdin.read()
 """
 
+WORKER = """
+    # As a data worker: it holds the training's end of the pipe to the trackers.
+    warnings.simplefilter("ignore")
+    pid = os.fork()
+    if not pid:
+        os.closerange(0, 3)
+        signal.pause()
+    (directory / "worker").write_text(str(pid))
+"""
+
 
 @contextlib.contextmanager
-def training(run_dir: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
+def training(
+    run_dir: Path, *, has_worker: bool = False, **options: Any
+) -> Iterator[subprocess.Popen[str]]:
     """A training of 20 steps, which then goes on until it is killed."""
     request = {
         "path": [os.path.abspath(entry) for entry in sys.path if entry],
@@ -458,18 +485,21 @@ def training(run_dir: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
         "trackers": {"noting": options},
     }
     pipe = subprocess.PIPE
-    command = [sys.executable, "-c", TRAINING, json.dumps(request)]
+    code = TRAINING.replace("WORKER", WORKER.strip() if has_worker else "")
+    command = [sys.executable, "-c", code, json.dumps(request)]
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         try:
             yield process
         finally:
             process.kill()
+            if (run_dir / "worker").exists():
+                os.kill(int((run_dir / "worker").read_text()), signal.SIGKILL)
 
 
 def await_end(process: subprocess.Popen[str], pid: int) -> None:
     """Wait until a process that shares the standard error of another one is gone."""
-    assert process.stderr is not None
-    assert process.stderr.read() == ""
+    _, errors = process.communicate(timeout=30)
+    assert errors == ""
     deadline_s = time.monotonic() + 10
     while not is_gone(pid):
         assert time.monotonic() < deadline_s
@@ -477,8 +507,11 @@ def await_end(process: subprocess.Popen[str], pid: int) -> None:
 
 
 @needs_posix
-def test_trackers_of_a_training_that_is_killed_get_everything_and_end(run_dir: Path) -> None:
-    with training(run_dir, when_logging=WAIT_FOR_GATE) as process:
+@pytest.mark.parametrize("has_worker", [False, True])
+def test_trackers_of_a_training_that_is_killed_get_everything_and_end(
+    run_dir: Path, has_worker: bool
+) -> None:
+    with training(run_dir, has_worker=has_worker, when_logging=WAIT_FOR_GATE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "written\n"
         pid = notes_of(run_dir)[0]["made"]

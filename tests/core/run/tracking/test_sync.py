@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 
-from dovetail import PluginOptions, hookimpl
+from dovetail import ConfigPath, PluginOptions, hookimpl
 from dovetail.errors import ConfigError, MissingDependencyError, RunError
 from dovetail.registry import Registry
+from dovetail.registry.listing import SESSION
 from dovetail.run.tracking import MetricLog, sync
 from dovetail.run.tracking.cursor import Cursor
 from dovetail.run.tracking.follower import Follower
 from dovetail.run.tracking.lock import FOLLOWERS, RUN, FolderLock, is_locked
+from dovetail.run.tracking.session import Tracking
 from dovetail.run.tracking.sync import SyncResult, read_status, sync_run, sync_trackers
 from dovetail.types import RunInfo
 
@@ -307,6 +309,10 @@ class Options(PluginOptions):
     mode: str = "offline"
 
 
+class Stored(PluginOptions):
+    store: ConfigPath
+
+
 class Planted:
     """Notes whom it made trackers for; a wrapper notes that it was passed."""
 
@@ -403,6 +409,28 @@ def test_overrides_of_its_options_give_a_tracker_everything_again(
     assert sync_run(run, ["mine"], ["log.flush_s=1"], registry=registry)["mine"].had_everything
 
 
+def test_relative_paths_are_meant_from_the_folder_of_the_config(
+    tmp_path: Path, registry: Registry, recorder: Any
+) -> None:
+    class Storing:
+        """Notes where its store is."""
+
+        @hookimpl
+        def dovetail_log(self, options: Stored) -> Any:
+            stores.append(options.store)
+            return recorder()
+
+    stores: list[Path] = []
+    registry.register(Storing(), hook="log", name="storing")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.toml").write_text('[log]\nuse = ["storing"]\n[log.storing]\nstore = "a/b"\n')
+    with Tracking(MetricLog(run), {}, {}, config_dir=tmp_path / "configs"):
+        pass
+    sync_run(run, registry=registry)
+    assert stores == [tmp_path / "configs" / "a" / "b"]
+
+
 def test_a_loop_of_ones_own_is_synced_to_whom_is_named(
     run: Path, registry: Registry, planted: Planted
 ) -> None:
@@ -435,15 +463,14 @@ def test_sync_refuses_what_it_cannot_do(
 
 
 def test_one_tracker_by_another_name_has_the_cursor_it_was_fed_with(
-    run: Path,
+    run: Path, registry: Registry
 ) -> None:
-    pytest.importorskip("tensorboard")
-    plain, full = "tensorboard", "dovetail:tensorboard"
+    plain, full = "mine", f"{SESSION}:mine"
     for configured, named in ((plain, full), (full, plain)):
         (run / "config.toml").write_text(f'[log]\nuse = ["{configured}"]\n')
-        assert list(sync_run(run, [named])) == [configured]
+        assert list(sync_run(run, [named], registry=registry)) == [configured]
     (run / "config.toml").unlink()
-    assert sync_run(run, [full])[plain].had_everything
+    assert sync_run(run, [full], registry=registry)[plain].had_everything
 
 
 def test_settings_of_a_run_without_config_are_the_last_ones(
