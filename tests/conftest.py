@@ -1,4 +1,4 @@
-"""Plugins of strangers: wheels built from a few lines, and environments to install them in."""
+"""A home for W&B; plugins of strangers: wheels, and environments to install them in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,26 @@ from hypothesis import HealthCheck, settings
 # Properties are about values: how long an example takes says something about the machine alone.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+# Read when wandb is imported: no test may report home.
+os.environ["WANDB_ERROR_REPORTING"] = "false"
+
+
+@pytest.fixture(scope="module")
+def wandb_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give wandb a home of its own, without a login and without settings."""
+    wandb = pytest.importorskip("wandb")
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("WANDB_")]:
+            patch.delenv(name)
+        patch.setenv("WANDB_ERROR_REPORTING", "false")
+        for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+            patch.setenv(name, str(home))
+        patch.setenv("NETRC", str(home / "netrc"))
+        yield home
+        wandb.teardown()
+
 
 PYPROJECT = """
 [build-system]

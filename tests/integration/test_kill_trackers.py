@@ -21,7 +21,10 @@ from dovetail.run.tracking.lock import FOLLOWERS, is_locked
 
 pytest.importorskip("tensorboard")
 pytest.importorskip("wandb")
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="process groups are POSIX ones")
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="process groups are POSIX ones"),
+    pytest.mark.usefixtures("wandb_home"),
+]
 
 NUM_KILLS = 7
 """Of one run, which is resumed after each."""
@@ -87,16 +90,6 @@ for path in sys.argv[1:]:
 """`wandb leet inspect` of several files: most of its time is the start of the interpreter."""
 
 Series: TypeAlias = "list[tuple[int, float]]"
-
-
-@pytest.fixture(autouse=True)
-def nobody_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give wandb a home of its own, without a login and without settings."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(tmp_path))
 
 
 class KilledRun:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
 
@@ -33,23 +31,7 @@ class TestTensorboard(TrackerSuite):
         return [(step, rows[when, step]) for when, step in sorted(rows)]
 
 
-@pytest.fixture(scope="module")
-def nobody_logged_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Give wandb a home of its own, without a login and without settings."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("WANDB_")]:
-            patch.delenv(name)
-        patch.setenv("WANDB_ERROR_REPORTING", "false")
-        for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-            patch.setenv(name, str(home))
-        patch.setenv("NETRC", str(home / "netrc"))
-        wandb = pytest.importorskip("wandb")
-        yield
-        wandb.teardown()
-
-
-@pytest.mark.usefixtures("nobody_logged_in")
+@pytest.mark.usefixtures("wandb_home")
 class TestWandb(TrackerSuite):
     backend = "wandb"
     options = MappingProxyType({"mode": "offline"})

@@ -6,7 +6,6 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +25,11 @@ from dovetail_plugins.log.wandb_file import (
 )
 from dovetail_plugins.log.wandb_rows import wait_until_written
 
-os.environ["WANDB_ERROR_REPORTING"] = "false"  # read at wandb's import: no test may report home
 wandb = pytest.importorskip("wandb")
+pytestmark = pytest.mark.usefixtures("wandb_home")
 
 METRICS = ("train/loss", "train/lr", "val/accuracy")
 NUM_ROWS = 250
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nobody_logged_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Give wandb a home of its own, without a login and without settings."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("WANDB_")]:
-            patch.delenv(name)
-        patch.setenv("WANDB_ERROR_REPORTING", "false")
-        for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-            patch.setenv(name, str(home))
-        patch.setenv("NETRC", str(home / "netrc"))
-        yield home
-        wandb.teardown()
 
 
 def records(file: Path) -> list[dict[str, Any]]:

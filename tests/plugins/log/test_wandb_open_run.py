@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,23 +11,8 @@ from dovetail_plugins.log.wandb import Options, dovetail_log
 from dovetail_plugins.log.wandb_file import find_wandb_files, read_history, read_records
 from dovetail_plugins.log.wandb_rows import wait_until_written
 
-os.environ["WANDB_ERROR_REPORTING"] = "false"  # read at wandb's import: no test may report home
 wandb = pytest.importorskip("wandb")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nobody_logged_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Give wandb a home of its own, without a login and without settings."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("WANDB_")]:
-            patch.delenv(name)
-        patch.setenv("WANDB_ERROR_REPORTING", "false")
-        for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-            patch.setenv(name, str(home))
-        patch.setenv("NETRC", str(home / "netrc"))
-        yield
-        wandb.teardown()
+pytestmark = pytest.mark.usefixtures("wandb_home")
 
 
 @pytest.fixture

@@ -543,21 +543,9 @@ def test_a_tracker_without_a_folder_gets_one_of_its_own(
 # --- W&B
 
 
-@pytest.fixture(scope="module")
-def nobody_logged_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Give wandb a home of its own, without a login, without settings and offline."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("WANDB_")]:
-            patch.delenv(name)
-        patch.setenv("WANDB_ERROR_REPORTING", "false")
-        patch.setenv("WANDB_MODE", "offline")
-        for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-            patch.setenv(name, str(home))
-        patch.setenv("NETRC", str(home / "netrc"))
-        wandb = pytest.importorskip("wandb")
-        yield
-        wandb.teardown()
+@pytest.fixture
+def offline(wandb_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
 
 
 def rows_of(directory: Path) -> list[dict[str, Any]]:
@@ -570,7 +558,7 @@ def rows_of(directory: Path) -> list[dict[str, Any]]:
     return [dict(row.values) for row in read_history(file)]
 
 
-@pytest.mark.usefixtures("nobody_logged_in")
+@pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(
     ("num_steps", "accumulation_steps", "expected"),
     [(1000, 1, 1000), (1000, 2, 500), (1000, 4, 250), (1000, 8, 125), (1003, 4, 251)],
@@ -588,7 +576,7 @@ def test_wandb_has_one_row_per_optimizer_step_with_the_means_of_all_metrics(
         assert {name: row[name] for name in NAMES} == {n: mean_of(n, steps) for n in NAMES}
 
 
-@pytest.mark.usefixtures("nobody_logged_in")
+@pytest.mark.usefixtures("offline")
 def test_wandb_has_every_epoch_too(tmp_path: Path) -> None:
     with MetricsTracker(True, 4, directory=tmp_path) as tracker:
         for epoch in range(3):
@@ -601,7 +589,7 @@ def test_wandb_has_every_epoch_too(tmp_path: Path) -> None:
     assert len(rows) == 3 * (2 + 1)
 
 
-@pytest.mark.usefixtures("nobody_logged_in")
+@pytest.mark.usefixtures("offline")
 def test_wandb_has_the_open_step_at_the_end_of_the_process(tmp_path: Path) -> None:
     run_script(tmp_path, str(tmp_path / "run"), "wandb")
     assert [row["loss"] for row in rows_of(tmp_path / "run")] == [1.5, 4.5]

@@ -425,19 +425,19 @@ def test_a_pipe_that_a_forked_process_holds_is_left_open_where_a_tracker_hangs(
         "self.note(forked=pid)\nos.kill(os.getpid(), signal.SIGSTOP)"
     )
     process = start(flush_s=0.05, when_logging=forks)
-    log = open_log(run_dir)
-    log.write(step_record(0))
-    process.start()
-    while "forked" not in notes_of(run_dir)[-1]:
-        time.sleep(0.005)
-    process.end("completed")
-    with pytest.warns(UserWarning, match="is parked: did not finish"):
-        process.join(0.05)
-    made, fork = notes_of(run_dir)
-    assert is_gone(made["made"])
-    os.kill(fork["forked"], signal.SIGKILL)
+    pid = notes_of(run_dir)[0]["made"]
+    with contextlib.closing(open_log(run_dir)) as log:
+        log.write(step_record(0))
+        process.start()
+        while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+            time.sleep(0.005)
+        process.end("completed")
+        with pytest.warns(UserWarning, match="is parked: did not finish"):
+            process.join(0.05)
+    assert is_gone(pid)
+    (forked,) = [note["forked"] for note in notes_of(run_dir) if "forked" in note]
+    os.kill(forked, signal.SIGKILL)
     process._listener.join(10)
-    log.close()
 
 
 # --- a training that dies
