@@ -69,7 +69,7 @@ def scalars(run: RunInfo, tag: str) -> list[tuple[int, float]]:
 
 def test_tracker_keeps_the_protocol(tracker: TensorBoardTracker) -> None:
     assert isinstance(tracker, Tracker)
-    assert tracker.capabilities == {"params", "figures", "texts", "histograms"}
+    assert tracker.capabilities == {"params", "figures", "texts", "histograms", "graphs"}
     assert plugin.dovetail_api == 1
     assert all(field.description for field in Options.model_fields.values())
 
