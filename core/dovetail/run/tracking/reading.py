@@ -49,13 +49,12 @@ def parse_record(line: bytes) -> dict[str, Any] | None:
     """
     try:
         record: dict[str, Any] = json.loads(line)
-        metrics = record.get("metrics")
+        if metrics := record.get("metrics"):
+            record["metrics"] = {
+                k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in metrics.items()
+            }
     except (ValueError, AttributeError):
         return None
-    if metrics:
-        record["metrics"] = {
-            k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in metrics.items()
-        }
     return record
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import time
 import warnings
@@ -181,7 +182,7 @@ def warn_parked(directory: Path, name: str, reason: str) -> None:
     """Say that a tracker is parked, and how it gets the rest."""
     hint = (
         f"The run goes on; every record stands in {LOG_NAME}, and what the tracker lacks in the "
-        f"end it gets by: dovetail log sync {directory}"
+        f"end it gets by: {shlex.join(['dovetail', 'log', 'sync', str(directory)])}"
     )
     text = build_message(f"tracker {name!r}", f"is parked: {reason}", action=hint)
     warnings.warn(text, stacklevel=2)

@@ -122,7 +122,8 @@ def _make_trackers(request: Mapping[str, Any], channel: Channel) -> dict[str, Tr
 def _follow(request: Mapping[str, Any], trackers: Mapping[str, Tracker], channel: Channel) -> None:
     directory, flush_s = Path(request["directory"]), request["flush_s"]
     lock = FolderLock(directory, FOLLOWERS)
-    lock.try_acquire(flush_s)
+    if not lock.try_acquire(flush_s):
+        return  # somebody else feeds them
     followers = [
         Follower(
             name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -66,32 +67,52 @@ def make_trackers(
         for name, choice in chosen.items()
         if follow == "thread" or not _can_be_elsewhere(registry, name, choice)
     ]
-    trackers = {name: registry.log(name, run, chosen[name].options) for name in here}
     there = {name: choice for name, choice in chosen.items() if name not in here}
-    if not there:
-        return trackers, None
-    around = registry.chain("log", next(iter(there)))[:-1]
+    trackers: dict[str, Tracker] = {}
+    try:
+        for name in here:
+            trackers[name] = registry.log(name, run, chosen[name].options)
+        if not there:
+            return trackers, None
+        sidecar = _start_sidecar(registry, run, there, config_dir, flush_s, calls_per_s)
+    except BaseException:
+        for tracker in trackers.values():
+            with suppress(Exception):  # there is an error to tell already
+                tracker.close("failed")
+        raise
+    return trackers, sidecar
+
+
+def _start_sidecar(
+    registry: Registry,
+    run: RunInfo,
+    chosen: Mapping[str, TrackerChoice],
+    config_dir: Path | None,
+    flush_s: float,
+    calls_per_s: float | None,
+) -> Sidecar:
+    around = registry.chain("log", next(iter(chosen)))[:-1]
     request = SidecarRequest(
         directory=str(run.directory),
         run_name=run.name,
         params=run.params,
-        trackers={name: choice.table for name, choice in there.items()},
+        trackers={name: choice.table for name, choice in chosen.items()},
         config_dir=None if config_dir is None else str(config_dir),
-        wrappers=tuple(w for w in registry.wrappers if registry.load("wrap", w).info in around),
+        wrappers=tuple(f"{info.distribution}:{info.name}" for info in around),
         autoload=registry.admission.autoload,
         allow=registry.admission.allow,
         flush_s=flush_s,
         calls_per_s=calls_per_s,
     )
     sidecar = Sidecar(request)
-    for name, calls in zip(there, sidecar.history, strict=True):
+    for name, calls in zip(chosen, sidecar.history, strict=True):
         infos = registry.chain("log", name)
         told = [
             PluginCall(info, call["duration_s"], call["result"])
             for info, call in zip(infos, calls, strict=True)
         ]
         registry.history.append(HookCall("log", told))
-    return trackers, sidecar
+    return sidecar
 
 
 def _can_be_elsewhere(registry: Registry, name: str, choice: TrackerChoice) -> bool:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
 from dovetail.run.tracking import MetricLog
 from dovetail.run.tracking.follower import Follower
+from dovetail.run.tracking.lock import RUN
 
 
 class Recorder:
@@ -96,3 +100,30 @@ def quick_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Follower, "PAUSE_S", 1e-4)
     monkeypatch.setattr(Follower, "PARKED_S", 1e-4)
     monkeypatch.setattr(Follower, "PARKED_MAX_S", 1e-3)
+
+
+OtherProcess: TypeAlias = Callable[..., AbstractContextManager["subprocess.Popen[str]"]]
+
+
+@pytest.fixture
+def other_process() -> OtherProcess:
+    """`other_process(directory, purpose)`: one that holds a lock until it is told or killed."""
+
+    @contextmanager
+    def hold(directory: Path, purpose: str = RUN) -> Iterator[subprocess.Popen[str]]:
+        code = (
+            "import sys; from pathlib import Path\n"
+            "from dovetail.run.tracking.lock import FolderLock\n"
+            "lock = FolderLock(Path(sys.argv[1]), sys.argv[2]); lock.acquire()\n"
+            "print('held', flush=True)\n"
+            "sys.stdin.read()"
+        )
+        command = [sys.executable, "-c", code, str(directory), purpose]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            yield process
+            process.kill()
+
+    return hold

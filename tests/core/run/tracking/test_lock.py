@@ -4,9 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,25 +13,6 @@ from dovetail.errors import RunError
 from dovetail.run.tracking.lock import FOLLOWERS, RUN, FolderLock, is_locked
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="locks are POSIX ones")
-
-
-@contextmanager
-def other_process(directory: Path, purpose: str = RUN) -> Iterator[subprocess.Popen[str]]:
-    """Have another process hold a lock until it is told or killed."""
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from dovetail.run.tracking.lock import FolderLock\n"
-        "lock = FolderLock(Path(sys.argv[1]), sys.argv[2]); lock.acquire()\n"
-        "print('held', flush=True)\n"
-        "sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(directory), purpose]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
 
 
 def test_a_lock_is_held_once_and_freed(tmp_path: Path) -> None:
@@ -58,7 +38,7 @@ def test_purposes_do_not_exclude_each_other(tmp_path: Path) -> None:
     followers.release()
 
 
-def test_another_process_is_named_until_it_is_killed(tmp_path: Path) -> None:
+def test_another_process_is_named_until_it_is_killed(tmp_path: Path, other_process: Any) -> None:
     with other_process(tmp_path) as process:
         assert is_locked(tmp_path)
         lock = FolderLock(tmp_path, RUN)

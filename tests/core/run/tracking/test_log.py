@@ -243,6 +243,7 @@ def test_a_damaged_line_is_left_out_with_a_warning(log: MetricLog) -> None:
         assert steps_of(log.path) == [0, 1]
     assert len(caught) == 2
     assert parse_record(b"not json\n") is None
+    assert parse_record(b'{"metrics": [1]}\n') is None
 
 
 def test_a_missing_log_is_told(tmp_path: Path) -> None:

@@ -2,12 +2,9 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -301,28 +298,9 @@ def test_a_tracker_of_a_resumed_run_holds_what_the_log_holds(tmp_path: Path, rec
 needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="locks are POSIX ones")
 
 
-@contextmanager
-def left_followers(directory: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the lock of the followers until its stdin ends."""
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from dovetail.run.tracking.lock import FOLLOWERS, FolderLock\n"
-        "lock = FolderLock(Path(sys.argv[1]), FOLLOWERS); lock.acquire()\n"
-        "print('held', flush=True)\n"
-        "sys.stdin.read()"
-    )
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-c", code, str(directory)]
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
-
-
 @needs_locks
 def test_followers_of_a_crashed_run_may_finish(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, other_process: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def finish(lock: FolderLock) -> bool:
         # They end when it has been looked at the lock a few times.
@@ -333,7 +311,7 @@ def test_followers_of_a_crashed_run_may_finish(
 
     looks: list[bool] = []
     take = FolderLock._take
-    with left_followers(tmp_path) as process:
+    with other_process(tmp_path, FOLLOWERS) as process:
         assert process.stdin is not None
         monkeypatch.setattr(FolderLock, "_take", finish)
         end_followers(tmp_path, patience_s=60)
@@ -343,8 +321,10 @@ def test_followers_of_a_crashed_run_may_finish(
 
 
 @needs_locks
-def test_followers_of_a_crashed_run_that_do_not_finish_are_ended(tmp_path: Path) -> None:
-    with left_followers(tmp_path) as process:
+def test_followers_of_a_crashed_run_that_do_not_finish_are_ended(
+    tmp_path: Path, other_process: Any
+) -> None:
+    with other_process(tmp_path, FOLLOWERS) as process:
         log = open_log(tmp_path, patience_s=0.05)
         assert process.wait(10) == -signal.SIGKILL
         log.close()
@@ -352,8 +332,10 @@ def test_followers_of_a_crashed_run_that_do_not_finish_are_ended(tmp_path: Path)
 
 
 @needs_locks
-def test_followers_are_left_in_peace_by_whoever_cannot_have_the_run(tmp_path: Path) -> None:
-    with left_followers(tmp_path) as process:
+def test_followers_are_left_in_peace_by_whoever_cannot_have_the_run(
+    tmp_path: Path, other_process: Any
+) -> None:
+    with other_process(tmp_path, FOLLOWERS) as process:
         log = MetricLog(tmp_path)
         with pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
             open_log(tmp_path, patience_s=0)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +26,7 @@ from dovetail.registry import Registry
 from dovetail.run.tracking import read_records, sidecar
 from dovetail.run.tracking.cursor import Cursor, Position
 from dovetail.run.tracking.lock import FOLLOWERS, is_locked
+from dovetail.run.tracking.log import MetricLog
 from dovetail.run.tracking.session import Tracking, open_log
 from dovetail.run.tracking.sidecar import Sidecar, SidecarRequest, rebuild_error
 from dovetail.types import RunInfo
@@ -96,6 +96,9 @@ def dovetail_log(run, options: Options):
 
 WAIT_FOR_GATE = "while not (self.folder / 'gate').exists(): time.sleep(0.005)"
 """Code of a tracker that goes on when a test lets it."""
+
+FORK = "pid = os.fork() or (time.sleep(60), os._exit(0))"
+"""Code of a tracker that starts a copy of its process, which outlives it."""
 
 
 def step_record(step: int) -> dict[str, Any]:
@@ -203,6 +206,21 @@ def test_process_of_trackers_holds_their_lock_and_imports_no_torch(
     assert not {"torch", "numpy", "dovetail.run.fit"} & set(modules)
 
 
+def test_trackers_are_left_to_whoever_feeds_them_already(
+    run_dir: Path, start: Callable[..., Sidecar], other_process: Any
+) -> None:
+    with other_process(run_dir, FOLLOWERS) as other:
+        process = start(flush_s=0.0)
+        with (
+            pytest.warns(UserWarning, match="is parked: their process ended with status 0"),
+            Tracking(MetricLog(run_dir), {}, {}, process) as tracking,
+        ):
+            tracking.log.write(step_record(0))
+        assert other.poll() is None
+    assert list(tracking.parked) == ["noting"]
+    assert [list(note) for note in notes_of(run_dir)] == [["made"]]
+
+
 def test_what_is_printed_disturbs_nobody(
     run_dir: Path,
     start: Callable[..., Sidecar],
@@ -306,10 +324,8 @@ def test_trackers_whose_making_hangs_are_waited_for_a_bounded_time(
     start: Callable[..., Sidecar], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sidecar, "START_S", 0.01)
-    before = threading.active_count()
     with pytest.raises(RunError, match="their process ended with status -9; expected trackers"):
         start(when_made="threading.Event().wait()")
-    assert threading.active_count() == before
 
 
 def test_an_interpreter_that_cannot_be_started_is_told_of(
@@ -401,8 +417,7 @@ def test_a_process_that_a_tracker_has_forked_is_not_waited_for(
 ) -> None:
     # It holds the pipe to the training for as long as it lives.
     monkeypatch.setattr(sidecar, "END_S", 0.05)
-    forks = "pid = os.fork()\nif not pid:\n    signal.pause()\nself.note(forked=pid)"
-    process = start(when_closed=forks)
+    process = start(when_closed=f"{FORK}; self.note(forked=pid)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -420,10 +435,7 @@ def test_a_pipe_that_a_forked_process_holds_is_left_open_where_a_tracker_hangs(
     run_dir: Path, start: Callable[..., Sidecar], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sidecar, "END_S", 0.05)
-    forks = (
-        "pid = os.fork()\nif not pid:\n    signal.pause()\n"
-        "self.note(forked=pid)\nos.kill(os.getpid(), signal.SIGSTOP)"
-    )
+    forks = f"{FORK}; self.note(forked=pid); os.kill(os.getpid(), signal.SIGSTOP)"
     process = start(flush_s=0.05, when_logging=forks)
     pid = notes_of(run_dir)[0]["made"]
     with contextlib.closing(open_log(run_dir)) as log:
@@ -444,7 +456,7 @@ def test_a_pipe_that_a_forked_process_holds_is_left_open_where_a_tracker_hangs(
 
 
 TRAINING = """
-import json, os, signal, sys, warnings
+import json, os, sys, time, warnings
 request = json.loads(sys.argv[1])
 sys.path[:] = request.pop("path")
 from pathlib import Path
@@ -467,7 +479,8 @@ WORKER = """
     pid = os.fork()
     if not pid:
         os.closerange(0, 3)
-        signal.pause()
+        time.sleep(60)
+        os._exit(0)
     (directory / "worker").write_text(str(pid))
 """
 

@@ -3,11 +3,8 @@ from __future__ import annotations
 import _thread
 import json
 import os
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -221,27 +218,8 @@ def test_sync_gives_everything_again_where_it_is_known_or_dropped(run: Path, rec
 # --- one at a time
 
 
-@contextmanager
-def other_process(directory: Path, purpose: str) -> Iterator[subprocess.Popen[str]]:
-    """Have another process hold a lock until it is told or killed."""
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from dovetail.run.tracking.lock import FolderLock\n"
-        "lock = FolderLock(Path(sys.argv[1]), sys.argv[2]); lock.acquire()\n"
-        "print('held', flush=True)\n"
-        "sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(directory), purpose]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
-
-
 @pytest.mark.skipif(os.name == "nt", reason="locks are POSIX ones")
-def test_sync_leaves_a_run_alone_that_is_under_way(run: Path) -> None:
+def test_sync_leaves_a_run_alone_that_is_under_way(run: Path, other_process: Any) -> None:
     with other_process(run, RUN) as process:
         with pytest.raises(RunError, match=f"is in use by process {process.pid}") as error:
             sync_trackers(run, {"one": never})
@@ -250,7 +228,9 @@ def test_sync_leaves_a_run_alone_that_is_under_way(run: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="locks are POSIX ones")
-def test_sync_ends_the_followers_of_a_crashed_run(run: Path, recorder: Any) -> None:
+def test_sync_ends_the_followers_of_a_crashed_run(
+    run: Path, recorder: Any, other_process: Any
+) -> None:
     with other_process(run, FOLLOWERS) as process:
         results = sync_trackers(run, {"one": recorder}, patience_s=0)
         assert process.wait(10) < 0

@@ -108,13 +108,20 @@ class MyTracker:
     def log_params(self, params: Any) -> None: ...
     def log_figure(self, name: str, path: Path, step: int) -> None: ...
     def log_artifact(self, name: str, path: Path) -> None: ...
-    def close(self, status: str) -> None: ...
+    def close(self, status: str) -> None:
+        self.status = status
 
 
 class MyPlugin:
+    """Makes trackers, and knows them."""
+
+    def __init__(self) -> None:
+        self.made: list[MyTracker] = []
+
     @hookimpl
     def dovetail_log(self, run: RunInfo) -> MyTracker:
-        return MyTracker()
+        self.made.append(MyTracker())
+        return self.made[-1]
 
 
 class MyWrapper:
@@ -258,5 +265,15 @@ def test_an_error_in_the_other_process_is_the_error_of_here(run: RunInfo) -> Non
     choices = {"one": TrackerChoice(options, {"colour": "red"})}
     with pytest.raises(ConfigError, match=r"config log\.one"):
         make_trackers(registry, run, choices)
+
+
+def test_trackers_that_were_made_are_closed_where_another_one_cannot_be(run: RunInfo) -> None:
+    registry, mine = Registry(), MyPlugin()
+    registry.register(mine, hook="log", name="mine")
+    options = registry.build_options("log", "one", {})
+    choices = {"mine": choose(registry, "mine"), "one": TrackerChoice(options, {"colour": "red"})}
+    with pytest.raises(ConfigError, match=r"config log\.one"):
+        make_trackers(registry, run, choices)
+    assert [tracker.status for tracker in mine.made] == ["failed"]
     with pytest.raises(PluginError, match="no plugin is called 'three'"):
         make_trackers(registry, run, {"three": TrackerChoice(options)})
