@@ -87,6 +87,23 @@ class DovetailDeprecationWarning(DeprecationWarning):
     """A plugin uses a part of the contract that a later release takes away."""
 
 
+def rebuild_error(
+    kind: str, message: str, where: str, default: type[DovetailError]
+) -> DovetailError:
+    """Return the error that another process met.
+
+    Args:
+        kind: Name of its class.
+        message: Its text.
+        where: Which process that is, for an error that does not say so itself.
+        default: The class where `kind` is none of dovetail's.
+    """
+    found = globals().get(kind)
+    if isinstance(found, type) and issubclass(found, DovetailError):
+        return found(message)
+    return default(build_message(where, f"{kind}: {message}".removesuffix(": ")))
+
+
 def build_message(where: str, found: str, expected: str = "", action: str = "") -> str:
     """Build the text of an error.
 

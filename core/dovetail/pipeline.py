@@ -28,6 +28,7 @@ from dovetail.registry.lock import check_lock, read_lock
 from dovetail.run.agreement import WorkerCheck, check_ranks
 from dovetail.run.checkpoint import (
     Progress,
+    has_checkpoint,
     last_checkpoint,
     load_progress,
     load_state,
@@ -36,13 +37,21 @@ from dovetail.run.checkpoint import (
     seed_everything,
     set_random_state,
 )
-from dovetail.run.device import build_scaler, choose_device
+from dovetail.run.device import build_scaler
+from dovetail.run.distributed import ALONE, Ranks, SilentLog, explained_loss, join_ranks
 from dovetail.run.fit import FitParts, Loop
 from dovetail.run.flops import FlopMeter
 from dovetail.run.folder import check_same_run, create_run_folder, find_run, rewrite_config
 from dovetail.run.graph import try_write_graph
-from dovetail.run.loader import EpochLoader, build_loader, primary_input
-from dovetail.run.losses import build_objective
+from dovetail.run.launch import (
+    Launch,
+    check_notebook,
+    check_same_ranks,
+    check_strategy,
+    choose_rank_device,
+)
+from dovetail.run.loader import EpochLoader, build_loader, mix_seed, primary_input
+from dovetail.run.losses import build_objective, check_additive
 from dovetail.run.observer import RunObserver, RunPlan
 from dovetail.run.report import try_to, write_picture, write_report
 from dovetail.run.samples import take_batches, vary_lengths
@@ -51,6 +60,7 @@ from dovetail.run.system import RunCounters, monitor_run
 from dovetail.run.tracking import read_metrics
 from dovetail.run.tracking.session import Tracking, open_log
 from dovetail.run.tracking.trackers import TrackerChoice, make_trackers
+from dovetail.run.wrapping import WholeOptimizer, copy_hollow, give_memory, wrap_model
 from dovetail.types import Collator, RunInfo
 
 if TYPE_CHECKING:
@@ -125,6 +135,9 @@ def train(
 ) -> TrainingResult:
     """Train a model as a config says, and export it.
 
+    Where a launcher such as torchrun has started several processes, each calls this, and rank 0
+    alone writes, reports and exports.
+
     Args:
         config: A TOML or JSON file, plain tables, or a `TrainingConfig`.
         overrides: Settings such as `train.lr=3e-4`, applied on top.
@@ -134,7 +147,7 @@ def train(
         resume: Folder of a run to go on with, or "latest".
         frozen: A `plugins.lock.json`, or a run's folder: run with exactly these plugins.
         registry: Where backends come from; the process's own without it.
-        observer: Hears of the run's progress.
+        observer: Hears of the run's progress, on rank 0.
 
     Returns:
         Metrics, paths, the trained model and the bundle's report.
@@ -147,11 +160,17 @@ def train(
         RunError: The run cannot start or go on.
         ExportError: No format could be exported; the checkpoints are there.
     """
-    checked = check_config(config, overrides, registry=registry)
-    if frozen is not None:
-        expected = read_lock(Path(frozen))
-        check_lock(expected, checked.lock(), f"lock {str(frozen)!r}")
-    return Job(checked, model, data, observer or RunObserver()).run(resume)
+    ranks = join_ranks()
+    with ranks.together():
+        checked = check_config(config, overrides, registry=registry)
+        if frozen is not None:
+            expected = read_lock(Path(frozen))
+            check_lock(expected, checked.lock(), f"lock {str(frozen)!r}")
+        check_notebook(checked.config)
+    if not ranks.is_first:
+        observer = None
+    with explained_loss(ranks):
+        return Job(checked, model, data, observer or RunObserver(), ranks).run(resume)
 
 
 class Job:
@@ -162,18 +181,33 @@ class Job:
         model: A model in place of the config's factory.
         data: Splits in place of the config's factory.
         observer: Hears of the progress.
+        ranks: Who does the job together.
     """
 
     def __init__(
-        self, checked: CheckedConfig, model: nn.Module | None, data: Any, observer: RunObserver
+        self,
+        checked: CheckedConfig,
+        model: nn.Module | None,
+        data: Any,
+        observer: RunObserver,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._checked = checked
         self._config = checked.config
         self._registry = checked.registry
         self._observer = observer
         self._lock = checked.lock()
+        self._ranks = ranks
         check_ranks(self._lock)
-        self._device = choose_device(self._config.train.device)
+        self._launch = Launch(ranks)
+        with ranks.together():
+            self._make_parts(model, data)
+
+    def _make_parts(self, model: nn.Module | None, data: Any) -> None:
+        """Make what each rank makes for itself, alike."""
+        checked = self._checked
+        check_strategy(self._config, self._ranks)
+        self._device = choose_rank_device(self._config.train.device, self._ranks)
         self._recipe = None if model is not None else build_recipe(checked)
         seed_everything(self._config.run.seed)
         if self._config.run.deterministic:  # never off: it may be the caller's own wish
@@ -182,25 +216,31 @@ class Job:
         self._splits = build_splits(checked, data)
         self._collator = None if self._splits.has_own_loaders else self._build_collator()
         self._transform = self._find_transform()
+        self._hollow: nn.Module | None = None
         self._meter = FlopMeter()
         self._exporters = {
             name: self._registry.export(name, self._config.task, options)
             for name, options in checked.options("export").items()
         }
+        if self._ranks.rank:  # what is drawn from now on differs: dropout, augmentation
+            seed_everything(mix_seed(self._config.run.seed, self._ranks.rank))
 
     def run(self, resume: str | Path | None = None) -> TrainingResult:
         """Do the job; see `train`."""
         start_s = time.perf_counter()
-        resumed_dir, progress = self._find_start(resume)
-        parts, plan = self._prepare(progress)
-        run_dir = resumed_dir or create_run_folder(self._config, self._lock)
-        with self._open_tracking(run_dir, progress, is_new=resumed_dir is None) as tracking:
-            if resumed_dir is not None:
-                checkpoint = last_checkpoint(run_dir)
-                load_weights(checkpoint, self._model)
-                load_state(checkpoint, parts.saved)
-                rewrite_config(run_dir, self._config)
-            elif self._config.log.graph:
+        ranks = self._ranks
+        resumed_dir, checkpoint, progress = ranks.lead(lambda: self._find_start(resume))
+        parts, plan = self._prepare(progress, checkpoint)
+        run_dir = ranks.lead(lambda: self._open_folder(resumed_dir))
+        with ranks.together():
+            tracking = self._open_tracking(run_dir, progress, is_new=resumed_dir is None)
+        with tracking:
+            if checkpoint is not None:
+                with ranks.together():
+                    load_state(checkpoint, parts.saved, ranks=ranks)
+                    if ranks.is_first:
+                        rewrite_config(run_dir, self._config)
+            elif ranks.is_first and self._hollow is None and self._config.log.graph:
                 self._draw_graph(tracking, run_dir)
             self._observer.on_start(plan, run_dir)
             loop = Loop(parts, tracking.log, run_dir / "checkpoints", progress, self._device)
@@ -208,13 +248,19 @@ class Job:
                 tracking.log.write, parts.counters, self._config, self._device, self._meter.count
             ):
                 fitted = loop.run()
+            if self._hollow is not None:
+                self._model = give_memory(self._hollow, self._device)
             if fitted.best_checkpoint is not None:
                 load_weights(fitted.best_checkpoint, self._model)
+            ranks.leave()  # nobody waits for the export
             bundle = None
-            if self._exporters and fitted.status != "interrupted":
+            if ranks.is_first and self._exporters and fitted.status != "interrupted":
                 bundle = self._export(_bundle_path(run_dir, fitted.progress.step))
-            self._hand_over(tracking, run_dir, bundle, fitted.progress.step)
+            if ranks.is_first:
+                self._hand_over(tracking, run_dir, bundle, fitted.progress.step)
             tracking.status = fitted.status
+        writes_report = ranks.is_first and self._config.run.report
+        report = try_to(write_report, run_dir) if writes_report else None
         return TrainingResult(
             status=fitted.status,
             run_dir=run_dir,
@@ -226,7 +272,7 @@ class Job:
             duration_s=time.perf_counter() - start_s,
             model=self._model,
             bundle=bundle,
-            report=try_to(write_report, run_dir) if self._config.run.report else None,
+            report=report,
             parked_trackers=tracking.parked,
         )
 
@@ -254,57 +300,76 @@ class Job:
         if bundle is not None:
             tracking.add_file("artifact", "bundle", bundle.path, step)
 
-    def _find_start(self, resume: str | Path | None) -> tuple[Path | None, Progress]:
-        if resume is None:
-            return None, Progress()
-        run_dir = find_run(self._config.run, resume)
+    def _find_start(self, resume: str | Path | None) -> tuple[Path | None, Path | None, Progress]:
+        """Return folder, checkpoint and progress to go on with, as far as there are any."""
+        earlier = self._launch.find_earlier(self._config.run)
+        if earlier is None and resume is None:
+            return None, None, Progress()
+        if earlier is not None and not has_checkpoint(earlier):
+            return earlier, None, Progress()
+        run_dir = earlier or find_run(self._config.run, resume or "latest")
         check_same_run(self._config, self._lock, run_dir, _FIXED_ON_RESUME)
-        progress = load_progress(last_checkpoint(run_dir))
+        checkpoint = last_checkpoint(run_dir)
+        progress = load_progress(checkpoint)
+        check_same_ranks(progress, self._config, self._ranks)
         is_trained = progress.epoch >= self._config.train.epochs
         if is_trained and (not self._exporters or (run_dir / "bundle").exists()):
             found = f"run {str(run_dir)!r} has done all its {progress.epoch} epochs"
             hint = "Raise it to train on."
             raise ConfigError(build_message("config train.epochs", found, action=hint))
-        return run_dir, progress
+        return run_dir, checkpoint, progress
 
-    def _prepare(self, progress: Progress) -> tuple[FitParts, RunPlan]:
+    def _open_folder(self, resumed_dir: Path | None) -> Path:
+        run_dir = resumed_dir or create_run_folder(self._config, self._lock)
+        self._launch.note(run_dir)
+        return run_dir
+
+    def _prepare(self, progress: Progress, checkpoint: Path | None) -> tuple[FitParts, RunPlan]:
         """Make everything the loop works with, and try it on one batch."""
-        config, train = self._config, self._config.train
+        config, train, ranks = self._config, self._config.train, self._ranks
         train_loader = self._build_loader(self._splits.train, is_training=True)
         validation_loader = None
         if self._splits.validation is not None:
             validation_loader = self._build_loader(self._splits.validation, is_training=False)
-        objective = build_objective(config.task, train.loss, self._checked.directory)
-        meter = self._meter if config.log.system_s else None
-        names = try_one_batch(
-            self._model, train_loader, config.task, objective, self._transform, meter
-        )
-        check_monitor(train, names, has_validation=validation_loader is not None)
-        optimizer = build_optimizer(self._model, train, self._checked.directory)
-        scaler = build_scaler(train, self._device)
-        model = self._model
-        for name, options in self._checked.options("compile").items():
-            model = self._registry.compile(name, model, config.task, options)
-        ((name, options),) = self._checked.options("accumulate").items()
-        accumulator = self._registry.accumulate(name, model, optimizer, scaler, options)
-        total_steps = count_steps(train, train_loader.num_batches, accumulator.accumulation_steps)
+        with ranks.together():
+            objective = build_objective(config.task, train.loss, self._checked.directory)
+            meter = self._meter if config.log.system_s else None
+            names = try_one_batch(
+                self._model, train_loader, config.task, objective, self._transform, meter
+            )
+            check_monitor(train, names, has_validation=validation_loader is not None)
+        num_parameters = sum(p.numel() for p in self._model.parameters())
+        model = self._wrap_model(checkpoint)
+        with ranks.together():
+            optimizer = build_optimizer(model, train, self._checked.directory)
+            scaler = build_scaler(train, self._device)
+            ((name, options),) = self._checked.options("accumulate").items()
+            accumulator = self._registry.accumulate(name, model, optimizer, scaler, options)
+            check_additive(objective, accumulator)
+            total_steps = count_steps(train, train_loader.num_batches, accumulator, ranks.size)
+            learning_rate = LearningRate(optimizer, train, total_steps)
         parts = FitParts(
             model=model,
             train_loader=train_loader,
             validation_loader=validation_loader,
             objective=objective,
             accumulator=accumulator,
-            learning_rate=LearningRate(optimizer, train, total_steps),
+            learning_rate=learning_rate,
             config=train,
-            saved={"optimizer": optimizer, "scaler": scaler, "accumulator": accumulator},
+            saved={
+                "optimizer": optimizer if self._hollow is None else WholeOptimizer(optimizer),
+                "scaler": scaler,
+                "accumulator": accumulator,
+            },
             transform=self._transform,
             observer=self._observer,
             counters=RunCounters(primary_input(config.task)),
+            ranks=ranks,
         )
         plan = RunPlan(
             name=config.run.name,
-            device=str(self._device),
-            num_parameters=sum(p.numel() for p in model.parameters()),
+            device=ranks.describe(self._device),
+            num_parameters=num_parameters,
             num_epochs=train.epochs,
             batches_per_epoch=train_loader.num_batches,
             total_steps=total_steps,
@@ -312,8 +377,22 @@ class Job:
         )
         return parts, plan
 
+    def _wrap_model(self, checkpoint: Path | None) -> nn.Module:
+        """Load, compile and wrap the model, in this order."""
+        model, section, ranks = self._model, self._config.distributed, self._ranks
+        with ranks.together():
+            if checkpoint is not None and ranks.is_first:  # the others get them from it
+                load_weights(checkpoint, model)
+            if ranks.size > 1 and section.strategy == "fsdp":
+                self._hollow = copy_hollow(model)
+            for name, options in self._checked.options("compile").items():
+                model = self._registry.compile(name, model, self._config.task, options)
+        return wrap_model(model, section, ranks, self._device)
+
     def _open_tracking(self, run_dir: Path, progress: Progress, *, is_new: bool) -> Tracking:
         params, settings = self._config.to_flat_dict(), self._config.log
+        if not self._ranks.is_first:
+            return Tracking(SilentLog(run_dir), {}, {})
         info = RunInfo(self._config.run.name, run_dir.name, run_dir, params)
         resumed_at = None if is_new else (progress.step, progress.log_bytes)
         chosen = {
@@ -371,6 +450,7 @@ class Job:
             self._device,
             is_training=is_training,
             worker_check=next(iter(checks), None),
+            ranks=self._ranks,
         )
 
     def _export(self, destination: Path) -> BundleReport:

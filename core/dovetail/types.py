@@ -97,6 +97,13 @@ class Accumulator(Protocol):
 
     The gradient of a step is that of `sum(n_i * l_i) / sum(n_i)` over the micro-batches `i` of
     the window and all ranks, where `l_i` is a mean over `n_i` items.
+
+    Optional members, for windows that are not all of one length:
+
+    - `count_steps(num_batches: int, num_epochs: int) -> int | None` returns the optimizer steps of
+      so many epochs of so many micro-batches; `None` where the data decide.
+    - `max_accumulation_steps: int | None`, the micro-batches of the longest window; `None` where
+      the data decide.
     """
 
     @property

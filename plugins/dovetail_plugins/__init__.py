@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dovetail.types import AccumulationStats
     from dovetail_plugins.accumulate.exact import GradientAccumulator
+    from dovetail_plugins.accumulate.guest import ExactBatches
     from dovetail_plugins.collate.text import LanguageModelingDataCollator
     from dovetail_plugins.collate.vision import VisionDataCollator
 
 _HOME = {
     "AccumulationStats": "dovetail.types",
+    "ExactBatches": "dovetail_plugins.accumulate.guest",
     "GradientAccumulator": "dovetail_plugins.accumulate.exact",
     "LanguageModelingDataCollator": "dovetail_plugins.collate.text",
     "VisionDataCollator": "dovetail_plugins.collate.vision",
@@ -24,6 +26,7 @@ _HOME = {
 
 __all__ = [
     "AccumulationStats",
+    "ExactBatches",
     "GradientAccumulator",
     "LanguageModelingDataCollator",
     "VisionDataCollator",

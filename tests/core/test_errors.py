@@ -5,7 +5,15 @@ import inspect
 import pytest
 
 from dovetail import errors
-from dovetail.errors import ConfigError, build_message, did_you_mean, join_problems
+from dovetail.errors import (
+    CheckpointError,
+    ConfigError,
+    RunError,
+    build_message,
+    did_you_mean,
+    join_problems,
+    rebuild_error,
+)
 
 
 def test_build_message_has_the_documented_shape() -> None:
@@ -40,6 +48,18 @@ def test_join_problems_lists_several_and_leaves_one_alone() -> None:
 def test_config_error_keeps_single_problems() -> None:
     assert ConfigError("a and b", ["a", "b"]).problems == ("a", "b")
     assert ConfigError("only").problems == ("only",)
+
+
+@pytest.mark.parametrize("text", ["", "stop"])
+def test_rebuild_error_keeps_class_and_text_of_ours_and_names_where_others_came_from(
+    text: str,
+) -> None:
+    assert type(rebuild_error("CheckpointError", text, "rank 0", RunError)) is CheckpointError
+    assert str(rebuild_error("CheckpointError", text, "rank 0", RunError)) == text
+    for kind in ("KeyboardInterrupt", "build_message"):
+        error = rebuild_error(kind, text, "rank 0", RunError)
+        assert type(error) is RunError
+        assert str(error) == f"rank 0: {kind}: {text}." if text else f"rank 0: {kind}."
 
 
 def test_every_error_has_the_common_base_and_a_docstring() -> None:

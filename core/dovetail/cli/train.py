@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,15 +14,18 @@ import click
 
 from dovetail._version import __version__
 from dovetail.cli._console import complain, say
-from dovetail.cli._errors import FAILED, INTERRUPTED, debug_option
+from dovetail.cli._errors import BAD_USAGE, FAILED, INTERRUPTED, debug_option
 from dovetail.cli._options import admission_options, flagged_registry, spell_admission
 from dovetail.cli._screen import Screen, choose_mode, is_first_process
 from dovetail.cli._watch import RunWatcher
+from dovetail.errors import ConfigError, DovetailError
 
 if TYPE_CHECKING:
     from dovetail.pipeline import TrainingResult
 
 _HEARTBEAT_S = 10.0
+_LOST_S = 1.0
+"""How long a process that has lost another one waits, so that the launcher sees that one first."""
 
 
 @click.command()
@@ -58,8 +64,18 @@ def train(
     if config is None or (resume is not None and _is_config(resume)):
         hint = f" --resume took {resume!r} for a run: put it last." if resume else ""
         raise click.UsageError(f"Missing argument 'CONFIG'.{hint}", click.get_current_context())
-    _check_early(config, overrides, frozen)
-    screen = Screen(choose_mode(quiet=quiet, plain=plain))
+    with _failure_told_once():
+        _check_early(config, overrides, frozen)
+        _run(config, overrides, resume, frozen, Screen(choose_mode(quiet=quiet, plain=plain)))
+
+
+def _run(
+    config: Path,
+    overrides: tuple[str, ...],
+    resume: str | None,
+    frozen: Path | None,
+    screen: Screen,
+) -> None:
     watcher = RunWatcher(screen.say, _HEARTBEAT_S if screen.mode == "plain" else None)
     try:
         result = _train(config, overrides, resume, frozen, screen, watcher)
@@ -74,6 +90,41 @@ def train(
             complain(f"what the run left behind: {watcher.run_dir}")
         raise
     _print_result(result, config, overrides, frozen, screen)
+
+
+@contextmanager
+def _failure_told_once() -> Iterator[None]:
+    """Context in which one process of several tells what they all failed with.
+
+    What one failed with alone, it tells itself, with its rank, and the launcher's summary too.
+    """
+    try:
+        yield
+    except (click.exceptions.Exit, click.ClickException):
+        raise
+    except Exception as err:
+        if "WORLD_SIZE" not in os.environ:
+            raise
+        from dovetail.run.distributed import (
+            LostRankError,
+            is_shared,
+            num_launched,
+            record_failure,
+        )
+
+        if num_launched() == 1:
+            raise
+        if isinstance(err, LostRankError):
+            if is_first_process():
+                complain(f"error: {err}")
+            time.sleep(_LOST_S)
+            raise click.exceptions.Exit(FAILED) from err
+        record_failure(err)
+        if is_first_process() or not (is_shared(err) or isinstance(err, DovetailError)):
+            raise
+        if not is_shared(err):
+            complain(f"error on rank {os.environ['RANK']}: {err}")
+        raise click.exceptions.Exit(BAD_USAGE if isinstance(err, ConfigError) else FAILED) from err
 
 
 def _is_config(text: str) -> bool:
@@ -154,5 +205,15 @@ def _describe_resume(
         yield "there is no checkpoint to resume from"
         return
     plugins = [*(["--frozen", str(frozen)] if frozen else []), *spell_admission()]
-    command = ["dovetail", "train", str(config), *overrides, *plugins, "--resume", str(run_dir)]
+    from dovetail.run.launch import spell_command
+
+    command = [
+        *spell_command(),
+        "train",
+        str(config),
+        *overrides,
+        *plugins,
+        "--resume",
+        str(run_dir),
+    ]
     yield f"resume with: {shlex.join(command)}"

@@ -135,6 +135,25 @@ class TrainConfig(Section):
     """Stop the run after this many windows in a row whose loss or gradient was not finite."""
 
 
+class DistributedConfig(Section):
+    """Training on several processes, which a launcher such as torchrun starts."""
+
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """"ddp" copies the model to every process, "fsdp" (FSDP2) divides parameters, gradients and
+    optimizer state among them; "auto" is "ddp" where there are several processes."""
+    data: Literal["split", "own"] | None = None
+    """How a stream or a loader of your own is divided, which has no default: "split" lets every
+    process read all of it and keep its turn of the batches, "own" takes what the data factory
+    gives each process as its part. A data set with a length is always dealt out."""
+    find_unused_parameters: bool = False
+    """Allow parameters that a forward pass does not use, at some cost; for "ddp"."""
+    param_dtype: Precision = "fp32"
+    """Number format in which "fsdp" gathers parameters and computes with them; weights are kept,
+    and gradients summed, in fp32."""
+    offload: bool = False
+    """Keep parameters, gradients and optimizer state of "fsdp" in the memory of the host."""
+
+
 class HookSection(Section):
     """Base of a hook's section: `use` names backends, a table of a backend's name its options."""
 
@@ -227,6 +246,7 @@ class TrainingConfig(Section):
     data: DataConfig = DataConfig()
     task: TaskSpec = TaskSpec()
     train: TrainConfig = TrainConfig()
+    distributed: DistributedConfig = DistributedConfig()
     compile: CompileConfig = CompileConfig()
     collate: CollateConfig = CollateConfig()
     accumulate: AccumulateConfig = AccumulateConfig()

@@ -7,17 +7,20 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_model, save_model
-from torch import nn
+from safetensors.torch import load_model, save_file, save_model
+from torch import Tensor, nn
 
 from dovetail.errors import CheckpointError, build_message
+from dovetail.run.distributed import ALONE, Ranks, num_launched
+from dovetail.run.wrapping import gather_weights
 from dovetail.signature import unwrap
 
 _WEIGHTS = "model.safetensors"
@@ -35,7 +38,7 @@ class Progress:
     epoch: int = 0
     """The epoch that is under way, from 0."""
     micro_batch: int = 0
-    """Micro-batches of that epoch that are done."""
+    """Micro-batches of that epoch that are done, those of all ranks."""
     micro_step: int = 0
     """Micro-batches done in all."""
     items: int = 0
@@ -51,18 +54,29 @@ class Progress:
     """The last value of every metric."""
     best_metrics: Mapping[str, float] = field(default_factory=dict)
     """The metrics of the best evaluation."""
+    num_ranks: int = 1
+    """Processes that trained."""
 
 
 def save_checkpoint(
-    directory: Path, model: nn.Module, parts: Mapping[str, Any], progress: Progress
+    directory: Path,
+    model: nn.Module,
+    parts: Mapping[str, Any],
+    progress: Progress,
+    *,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Write a checkpoint beside its place and rename it when it is whole.
+
+    Rank 0 writes; all ranks call this together, with states that are alike but for the random
+    generators'.
 
     Args:
         directory: Folder of the run's checkpoints.
         model: Its weights are written under the keys of the user's own module.
         parts: What else has a `state_dict`, by name; `None` values are left out.
         progress: How far the run has come.
+        ranks: Who trains the model.
 
     Returns:
         The checkpoint's folder, `step-000100`.
@@ -70,28 +84,53 @@ def save_checkpoint(
     Raises:
         CheckpointError: It cannot be written; an earlier one stays whole.
     """
+    # Among several ranks, what fails in here may be the loss of one.
+    with nullcontext() if ranks.size > 1 else _explained(checkpoint_path(directory, progress.step)):
+        state = {name: part.state_dict() for name, part in parts.items() if part is not None}
+    weights = gather_weights(model) if ranks.size > 1 else None
+    first, *others = ranks.gather(random_state())
+    state |= {"random": first, "random_of_others": others}
+    return ranks.lead(lambda: _write(directory, weights or unwrap(model), state, progress))
+
+
+def _write(
+    directory: Path,
+    model: nn.Module | Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    progress: Progress,
+) -> Path:
     target = checkpoint_path(directory, progress.step)
     aside = directory / f".{target.name}.partial"
-    try:
+    with _explained(target, aside):
         directory.mkdir(parents=True, exist_ok=True)
         for stale in directory.glob(".step-*.partial"):
             shutil.rmtree(stale, ignore_errors=True)
         aside.mkdir()
-        save_model(unwrap(model), str(aside / _WEIGHTS))
-        state = {name: part.state_dict() for name, part in parts.items() if part is not None}
-        torch.save({**state, "random": random_state()}, aside / _STATE)
+        if isinstance(model, nn.Module):
+            save_model(model, str(aside / _WEIGHTS))
+        else:
+            save_file(dict(model), str(aside / _WEIGHTS))
+        torch.save(state, aside / _STATE)
         (aside / _PROGRESS).write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
         for file in aside.iterdir():
             _sync(file)
         _replace(target, aside)
+    return target
+
+
+@contextmanager
+def _explained(target: Path, aside: Path | None = None) -> Iterator[None]:
+    """Context in which every failure is that of writing the checkpoint `target`."""
+    try:
+        yield
     except Exception as err:  # the writers of weights and state tell a full disk in their own ways
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
         reason = err.strerror if isinstance(err, OSError) else None
         found = f"cannot be written: {reason or f'{type(err).__name__}: {err}'}"
         hint = "If the disk is full, free space; earlier checkpoints are whole."
         where = f"checkpoint {str(target)!r}"
         raise CheckpointError(build_message(where, found, action=hint)) from err
-    return target
 
 
 def checkpoint_path(directory: Path, step: int) -> Path:
@@ -154,12 +193,15 @@ def load_weights(path: Path, model: nn.Module) -> None:
         ) from err
 
 
-def load_state(path: Path, parts: Mapping[str, Any]) -> None:
+def load_state(path: Path, parts: Mapping[str, Any], *, ranks: Ranks = ALONE) -> None:
     """Restore everything but the weights, the random generators last.
+
+    Among more ranks than there were, the generators of the additional ones stay as they are.
 
     Args:
         path: The checkpoint's folder.
         parts: What `save_checkpoint` was given.
+        ranks: Who goes on with it; all of them call this together.
 
     Raises:
         CheckpointError: It is missing, damaged, or lacks a part.
@@ -169,7 +211,9 @@ def load_state(path: Path, parts: Mapping[str, Any]) -> None:
         for name, part in parts.items():
             if part is not None:
                 part.load_state_dict(state[name])
-        set_random_state(state["random"])
+        known = [state["random"], *state.get("random_of_others", ())]
+        if ranks.rank < len(known):
+            set_random_state(known[ranks.rank])
     except Exception as err:
         found = f"cannot be restored: {type(err).__name__}: {err}"
         hint = "Resume with the config it was saved with."
@@ -193,7 +237,10 @@ def random_state() -> dict[str, Any]:
         },
     }
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        # One of several ranks has a single device, and no business on those of the others.
+        is_alone = num_launched() == 1
+        cuda = torch.cuda
+        state["cuda"] = cuda.get_rng_state_all() if is_alone else [cuda.get_rng_state()]
     return state
 
 
@@ -205,7 +252,10 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     np.random.set_state(("MT19937", keys, numpy["position"], numpy["has_gauss"], numpy["gauss"]))
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        if num_launched() == 1:
+            torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
+        else:
+            torch.cuda.set_rng_state(state["cuda"][0])
 
 
 def seed_everything(seed: int) -> None:
@@ -226,6 +276,13 @@ def _list(directory: Path) -> list[Path]:
     """Return the checkpoints by step; a copy under a name of the user's own is none of ours."""
     paths = [path for path in directory.glob("step-*") if _NAME.fullmatch(path.name)]
     return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Return whether a run has a whole checkpoint."""
+    directory = run_dir / "checkpoints"
+    _bring_back(directory)
+    return bool(_list(directory))
 
 
 def last_checkpoint(run_dir: Path) -> Path:

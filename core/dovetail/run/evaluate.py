@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from dovetail.run.distributed import ALONE, Ranks
 from dovetail.run.loader import EpochLoader
 from dovetail.run.losses import Objective, perplexity
 from dovetail.run.naming import Batch
+from dovetail.run.shards import Filler
+from dovetail.run.tracking.recording import muted
 
 
 def evaluate(
@@ -24,8 +27,9 @@ def evaluate(
     autocast: Callable[[], Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     on_batch: Callable[[Sequence[str], Any], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float] | None:
-    """Return the means of loss and metrics over all items of a split.
+    """Return the means of loss and metrics over all items of a split, those of all ranks.
 
     Args:
         model: In any mode; it is put back into it.
@@ -36,6 +40,7 @@ def evaluate(
         autocast: Opens the autocast of the run's precision.
         should_stop: Asked before each batch.
         on_batch: Called after each batch with the names that are returned, and its items.
+        ranks: Who evaluates the split together.
 
     Returns:
         `loss`, the objective's metrics and, for language, `perplexity`; `None` where it was
@@ -50,10 +55,18 @@ def evaluate(
             if transform is not None:
                 name, module = transform
                 batch[name] = module(batch[name])
-            with autocast() if autocast is not None else nullcontext():
+            is_filler = type(batch) is Filler
+            with (
+                autocast() if autocast is not None else nullcontext(),
+                muted() if is_filler else nullcontext(),
+            ):
                 outputs = bind(batch)(batch)
                 loss, items = objective.loss(outputs, batch)
                 means = {"loss": loss, **objective.metrics(outputs, batch)}
+            if is_filler:
+                # Whoever has nothing but fillers adds zeros to the sums of the others.
+                sums = dict.fromkeys(means, 0.0) | sums
+                continue
             # Sums stay on the device; the one wait for it comes after the last batch. They are
             # double where the device has it: a large split loses digits in single precision.
             for name, mean in means.items():
@@ -62,10 +75,10 @@ def evaluate(
             total = total + items
             if on_batch is not None:
                 on_batch([*means, "perplexity"] if objective.has_perplexity else [*means], items)
-    count = float(total)
+    count, *totals = ranks.add_up([float(total), *map(float, sums.values())])
     if count == 0:
         return None
-    values = {name: float(value) / count for name, value in sums.items()}
+    values = {name: value / count for name, value in zip(sums, totals, strict=True)}
     if objective.has_perplexity:
         values["perplexity"] = perplexity(values["loss"])
     return values

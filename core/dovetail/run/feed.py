@@ -41,7 +41,7 @@ class BatchFeed:
     def _count(self, batches: Iterator[Batch], start: int) -> Iterator[tuple[Batch, bool]]:
         # Nothing is read ahead where the end is known: what a batch draws at random comes after
         # the checkpoint before it.
-        total, number = self._loader.num_batches, start
+        total, number = self._loader.num_left(start), 0
         while True:
             began = perf_counter()
             batch = next(batches, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -16,6 +17,7 @@ from dovetail.config import TrainConfig
 from dovetail.errors import CheckpointError, DataError, build_message
 from dovetail.run.checkpoint import Progress, checkpoint_path, prune, save_checkpoint
 from dovetail.run.device import build_autocast
+from dovetail.run.distributed import ALONE, Ranks
 from dovetail.run.evaluate import evaluate
 from dovetail.run.feed import BatchFeed
 from dovetail.run.interrupt import Interrupt
@@ -24,12 +26,16 @@ from dovetail.run.losses import Objective
 from dovetail.run.naming import Batch
 from dovetail.run.observer import RunObserver
 from dovetail.run.schedule import LearningRate
+from dovetail.run.shards import Filler
 from dovetail.run.skips import SkipWatch
 from dovetail.run.system import RunCounters
 from dovetail.run.tracking import MetricLog
-from dovetail.run.tracking.recording import Recorder
+from dovetail.run.tracking.recording import Recorder, muted
+from dovetail.run.wrapping import list_buffers, share_tensors
 from dovetail.signature import build_call
 from dovetail.types import Accumulator
+
+NOT_MUTED = nullcontext()
 
 Status: TypeAlias = Literal["completed", "stopped early", "interrupted"]
 
@@ -52,6 +58,8 @@ class FitParts:
     observer: RunObserver = field(default_factory=RunObserver)
     counters: RunCounters = field(default_factory=RunCounters)
     """Where the loop counts what it does."""
+    ranks: Ranks = ALONE
+    """Who trains the model together; each has parts of its own."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,8 @@ class Loop:
         self._saved_at: tuple[int, int] | None = None
         self._autocast = build_autocast(self._config, device)
         self._call: Callable[[Batch], Any] | None = None
+        self._ranks = parts.ranks
+        self._buffers = list_buffers(parts.model) if self._ranks.size > 1 else []
         self._counters = parts.counters
         self._counters.step, self._counters.items = self._step, self._items
 
@@ -128,11 +138,11 @@ class Loop:
             while self._epoch < self._config.epochs and not self._has_all_steps():
                 is_whole = self._train_epoch(interrupt)
                 self._recorder.phase = None
-                if interrupt.is_set:
+                if self._is_over(interrupt):
                     break
                 is_best, is_enough = self._end_epoch(interrupt)
                 # An interrupted evaluation is done again when the run is resumed.
-                if interrupt.is_set:
+                if self._is_over(interrupt):
                     break
                 if is_whole:
                     self._epoch, self._micro_batch = self._epoch + 1, 0
@@ -140,7 +150,7 @@ class Loop:
                 if is_enough:
                     status = "stopped early"
                     break
-            if interrupt.is_set:
+            if self._is_over(interrupt):
                 status = "interrupted"
             if self._saved_at != (self._epoch, self._micro_batch):
                 self._save(is_best=False, is_last=True)
@@ -168,7 +178,15 @@ class Loop:
             log_bytes=self._log.tell(),
             metrics=dict(self._metrics),
             best_metrics=dict(self._best_metrics),
+            num_ranks=self._ranks.size,
         )
+
+    def _is_over(self, interrupt: Interrupt) -> bool:
+        """Return whether a rank was interrupted; all ranks ask at the same moments."""
+        is_over = self._ranks.any(interrupt.is_set)
+        if is_over:  # never back: a signal may come at any moment
+            interrupt.is_set = True
+        return is_over
 
     def _position(self) -> dict[str, int]:
         return {"step": self._step, "epoch": self._epoch, "micro_step": self._micro_step}
@@ -193,20 +211,21 @@ class Loop:
                 batch[name] = module(batch[name])
             if call is None:
                 call = self._bind(batch)
-            with micro_batch(is_final):
+            is_filler = type(batch) is Filler
+            with muted() if is_filler else NOT_MUTED, micro_batch(is_final):
                 if autocast is None:
                     loss, items = compute_loss(call(batch), batch)
                 else:
                     with autocast():
                         loss, items = compute_loss(call(batch), batch)
-                has_stepped = accumulate(loss, model, items, is_final)
+                has_stepped = accumulate(loss, model, 0 if is_filler else items, is_final)
             if logged.pending:
                 logged.fold(items)
-            self._micro_batch += 1
+            self._micro_batch += self._ranks.size
             self._micro_step += 1
             if not accumulator.is_window_open:
                 self._close_window(has_stepped)
-                if interrupt.is_set or self._has_all_steps():
+                if self._is_over(interrupt) or self._has_all_steps():
                     return is_final
         if not self._micro_batch:
             hint = "Check the data factory."
@@ -224,6 +243,8 @@ class Loop:
 
     def _close_window(self, has_stepped: bool) -> None:
         recorder, window = self._recorder, self._parts.accumulator.last_window
+        # What is saved, and what the next window begins with, is alike on all ranks.
+        share_tensors(self._buffers)
         if window is None or not has_stepped:
             recorder.train.drop()  # a window without a step counts nowhere
             # One without a single item has nothing to learn from and nothing wrong.
@@ -258,7 +279,7 @@ class Loop:
     def _end_epoch(self, interrupt: Interrupt) -> tuple[bool, bool]:
         """Evaluate; return whether the model is the best so far, and whether to stop early."""
         metrics = self._evaluate(interrupt)
-        if interrupt.is_set:
+        if self._is_over(interrupt):
             return False, False
         self._metrics.update(metrics)
         # A run without a validation split has no such metric: its last model is its best.
@@ -291,12 +312,15 @@ class Loop:
                 self._parts.objective,
                 transform=self._parts.transform,
                 autocast=self._autocast,
-                should_stop=lambda: interrupt.is_set,
+                should_stop=lambda: self._is_over(interrupt),
                 on_batch=recorder.fold_evaluation,
+                ranks=self._ranks,
             )
             if values is None:
                 return {}
             metrics = {f"val/{name}": value for name, value in values.items()} | logged.close()
+            # What a rank has logged for itself may decide when to stop: all must stop together.
+            metrics = self._ranks.first(metrics)
         recorder.write("evaluation", metrics=metrics)
         self._parts.observer.on_evaluation(self._epoch, self._step, metrics)
         return metrics
@@ -311,9 +335,11 @@ class Loop:
         return value > self._best_value
 
     def _save(self, *, is_best: bool, is_last: bool = False) -> None:
-        parts = self._parts
+        parts, ranks = self._parts, self._ranks
         try:
-            path = save_checkpoint(self._checkpoint_dir, parts.model, parts.saved, self.progress)
+            path = save_checkpoint(
+                self._checkpoint_dir, parts.model, parts.saved, self.progress, ranks=ranks
+            )
         except CheckpointError as err:
             if is_last:
                 raise
@@ -324,11 +350,12 @@ class Loop:
         self._last_checkpoint = path
         self._saved_at = (self._epoch, self._micro_batch)
         best = self._checkpoint_of(self._best_step)
-        prune(self._checkpoint_dir, {path} | ({best} if best else set()))
+        if ranks.is_first:
+            prune(self._checkpoint_dir, {path} | ({best} if best else set()))
         self._parts.observer.on_checkpoint(path, is_best)
 
     def _warn_unsaved(self, err: CheckpointError) -> None:
-        if not self._has_warned_unsaved:
+        if not self._has_warned_unsaved and self._ranks.is_first:
             self._has_warned_unsaved = True
             text = f"{err} The run goes on, and tries again at its next checkpoint."
             warnings.warn(text, stacklevel=4)

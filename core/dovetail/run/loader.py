@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,15 @@ from dovetail.config import TrainingConfig
 from dovetail.errors import DataError, build_message
 from dovetail.run.agreement import WorkerCheck
 from dovetail.run.checkpoint import random_state, set_random_state
+from dovetail.run.distributed import ALONE, Ranks
 from dovetail.run.naming import Batch, NamingCollator, name_tuple
+from dovetail.run.shards import (
+    Sharding,
+    check_lengths,
+    choose_sharding,
+    deal,
+    share_out,
+)
 from dovetail.task import TaskSpec
 from dovetail.types import Collator
 
@@ -114,29 +122,38 @@ class EpochSampler(Sampler[int]):
         length: Number of samples.
         seed: Seed of the run.
         shuffle: Whether to permute.
+        batch_size: Samples of the batches that are dealt to the ranks.
+        ranks: Who reads them; each gets its own.
     """
 
-    def __init__(self, length: int, seed: int, shuffle: bool) -> None:
+    def __init__(
+        self, length: int, seed: int, shuffle: bool, batch_size: int = 1, ranks: Ranks = ALONE
+    ) -> None:
         self.length = length
+        self._batch_size = batch_size
+        self._ranks = ranks
         self._seed = seed
         self._shuffle = shuffle
         self._epoch = 0
         self._start = 0
 
     def set_position(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch, and how many of its samples are already done."""
+        """Choose the epoch, and how many of its samples are already done, by all ranks."""
         self._epoch, self._start = epoch, start
 
     def __len__(self) -> int:
-        return max(0, self.length - self._start)
+        left = range(self._start, self.length)
+        return (
+            len(left) if self._ranks.size == 1 else len(deal(left, self._batch_size, self._ranks))
+        )
 
     def __iter__(self) -> Iterator[int]:
-        if not self._shuffle:
-            return iter(range(self._start, self.length))
-        generator = torch.Generator()
-        generator.manual_seed(mix_seed(self._seed, self._epoch))
-        order: list[int] = torch.randperm(self.length, generator=generator).tolist()
-        return iter(order[self._start :])
+        order: Sequence[int] = range(self.length)
+        if self._shuffle:
+            generator = torch.Generator()
+            generator.manual_seed(mix_seed(self._seed, self._epoch))
+            order = torch.randperm(self.length, generator=generator).tolist()
+        return iter(deal(order[self._start :], self._batch_size, self._ranks))
 
 
 def mix_seed(*parts: int) -> int:
@@ -156,6 +173,8 @@ class EpochLoader:
         batch_size: Samples per batch where it is known.
         prepare: What is done to each batch: names for tuples, the way to the device.
         seed: Seed of the workers' random generators.
+        ranks: Who reads the split together.
+        sharding: How they divide what has no sampler of ours.
     """
 
     def __init__(
@@ -165,35 +184,48 @@ class EpochLoader:
         batch_size: int | None,
         prepare: Callable[[Any], Batch] | None,
         seed: int,
+        ranks: Ranks = ALONE,
+        sharding: Sharding | None = None,
     ) -> None:
         self.loader = loader
         self._sampler = sampler
         self._batch_size = batch_size
         self._prepare = prepare
         self._seed = seed
+        self._ranks = ranks
+        self._sharding = sharding
+        # Once, as the ranks agree about it: each may have another part.
+        self._length = length_of(loader) if sampler is None else None
+        if sharding == "own":
+            lengths = [length for length in ranks.gather(self._length) if length is not None]
+            self._length = sum(lengths) if len(lengths) == ranks.size else None
 
     @property
     def num_batches(self) -> int | None:
-        """Batches of a whole epoch, or `None` where the data have no length."""
+        """Batches of a whole epoch, those of all ranks, or `None` where the data have no length."""
         if self._sampler is not None and self._batch_size is not None:
             return -(-self._sampler.length // self._batch_size)
-        return length_of(self.loader)
+        return length_of(self.loader) if self._sharding is None else self._length
 
     @property
     def is_length_exact(self) -> bool:
         """Whether `num_batches` is more than a guess, as it is for a stream."""
         is_stream = isinstance(self.loader.dataset, IterableDataset)
-        return not is_stream and self.num_batches is not None
+        return not is_stream and self._sharding is None and self.num_batches is not None
+
+    def num_left(self, start: int) -> int:
+        """Return how many batches a rank yields after the first `start` of all ranks'."""
+        return -(-((self.num_batches or 0) - start) // self._ranks.size)
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch.
 
         Args:
             epoch: Number of the epoch, from 0.
-            start: Batches to leave out at its beginning. Where the sampler is ours they are not
-                even read.
+            start: Batches to leave out at its beginning, those of all ranks. Where the sampler is
+                ours they are not even read.
         """
-        num_skipped = start
+        ranks, num_skipped = self._ranks, start
         if self._sampler is not None and self._batch_size is not None:
             self._sampler.set_position(epoch, start * self._batch_size)
             num_skipped = 0
@@ -202,15 +234,21 @@ class EpochLoader:
                 set_epoch(epoch)
         if self.loader.generator is not None:
             # A loader that is read from its beginning must shuffle as it did when the epoch began.
-            self.loader.generator.manual_seed(mix_seed(self._seed, epoch, start - num_skipped))
+            parts = [self._seed, epoch, start - num_skipped]
+            if self._sampler is not None and ranks.rank:  # its order is not drawn from this
+                parts.append(ranks.rank)
+            self.loader.generator.manual_seed(mix_seed(*parts))
         batches: Iterator[Any] = iter(self.loader)
+        if self._sharding == "own":
+            num_skipped //= ranks.size
         if num_skipped:
             # Whatever reading them draws was drawn before the generators' states were saved.
             state = random_state()
             for _ in range(num_skipped):
                 next(batches, None)
             set_random_state(state)
-        return batches if self._prepare is None else map(self._prepare, batches)
+        left = (self.num_batches or 0) - start
+        return share_out(batches, left, ranks, self._sharding, self._prepare)
 
 
 def build_loader(
@@ -221,6 +259,7 @@ def build_loader(
     *,
     is_training: bool,
     worker_check: WorkerCheck | None = None,
+    ranks: Ranks = ALONE,
 ) -> EpochLoader:
     """Build the loader of a split.
 
@@ -232,19 +271,27 @@ def build_loader(
         device: Where the batches go.
         is_training: Whether to shuffle.
         worker_check: What each worker does first.
+        ranks: Who reads the split together; all of them call this together.
+
+    Raises:
+        ConfigError: Nobody has said how the ranks divide a stream, or a loader of the user's own.
+        DataError: The ranks have data sets of different lengths.
     """
     name = primary_input(config.task)
     seed = config.run.seed
+    sharding = choose_sharding(split, config.distributed.data, ranks)
     prepare = build_prepare(device, name, is_named=collator is not None)
     if isinstance(split, DataLoader):
         _give_generator(split)
-        return EpochLoader(split, None, None, prepare, seed)
+        return EpochLoader(split, None, None, prepare, seed, ranks, sharding)
     train = config.train
     batch_size = train.batch_size if is_training else (train.eval_batch_size or train.batch_size)
     owner = "the collator" if worker_check is None else worker_check.plugin
     sampler: EpochSampler | None = None
     if not isinstance(split, IterableDataset):
-        sampler = EpochSampler(len(split), seed, is_training and config.data.shuffle)
+        check_lengths(ranks.gather(len(split)), "train" if is_training else "validation")
+        shuffle = is_training and config.data.shuffle
+        sampler = EpochSampler(len(split), seed, shuffle, batch_size, ranks)
     loader: DataLoader[Any] = DataLoader(
         split,
         batch_size=batch_size,
@@ -258,7 +305,7 @@ def build_loader(
         # draws nothing from what dropout uses.
         generator=torch.Generator(),
     )
-    return EpochLoader(loader, sampler, batch_size, prepare, seed)
+    return EpochLoader(loader, sampler, batch_size, prepare, seed, ranks, sharding)
 
 
 def _give_generator(loader: DataLoader[Any]) -> None:

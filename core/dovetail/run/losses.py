@@ -29,6 +29,7 @@ from dovetail.run.targets import (
 )
 from dovetail.signature import primary_output
 from dovetail.task import TaskKind, TaskSpec
+from dovetail.types import Accumulator
 
 LossFunction: TypeAlias = Callable[[Any, Mapping[str, Tensor]], "tuple[Tensor, Items]"]
 MetricFunction: TypeAlias = Callable[[Tensor, Tensor], dict[str, Tensor]]
@@ -46,6 +47,9 @@ class Objective:
     """Whether the model gets the labels, to compute its own loss."""
     has_perplexity: bool = False
     """Whether the loss is a mean over tokens, in nats."""
+    is_additive: bool = True
+    """Whether the loss of a large batch is the mean of its items' losses. A loss function that
+    compares the items of a batch with each other says `is_additive = False` as an attribute."""
 
 
 def build_objective(task: TaskSpec, loss: str, search_dir: Path | None = None) -> Objective:
@@ -75,7 +79,23 @@ def build_objective(task: TaskSpec, loss: str, search_dir: Path | None = None) -
         raise ConfigError(
             build_message(where, f"{loss!r} is a {type(function).__name__}", "a function")
         )
-    return Objective(UserLoss(function), lambda outputs, batch: {})
+    is_additive = bool(getattr(function, "is_additive", True))
+    return Objective(UserLoss(function), lambda outputs, batch: {}, is_additive=is_additive)
+
+
+def check_additive(objective: Objective, accumulator: Accumulator) -> None:
+    """Raise `ConfigError` if windows of several micro-batches cannot equal their large batch."""
+    steps = getattr(accumulator, "max_accumulation_steps", accumulator.accumulation_steps)
+    if steps != 1 and not objective.is_additive:
+        raise ConfigError(
+            build_message(
+                "config train.loss",
+                "the loss says is_additive = False: it compares the items of a batch with each "
+                f"other, and those of {steps or 'several'} micro-batches never meet",
+                "1 micro-batch per optimizer step",
+                "Remove the accumulation, and set train.batch_size to the whole batch.",
+            )
+        )
 
 
 def perplexity(loss: float) -> float:

@@ -13,6 +13,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from dovetail.config import TrainConfig
 from dovetail.errors import ConfigError, build_message
 from dovetail.imports import import_object
+from dovetail.types import Accumulator
 
 
 def build_optimizer(
@@ -140,11 +141,24 @@ def build_factor(config: TrainConfig, total_steps: int) -> Callable[[int], float
 
 
 def count_steps(
-    config: TrainConfig, batches_per_epoch: int | None, accumulation_steps: int
+    config: TrainConfig, batches_per_epoch: int | None, accumulator: Accumulator, num_ranks: int = 1
 ) -> int | None:
-    """Return the optimizer steps of a whole run, or `None` where the data have no length."""
+    """Return the optimizer steps of a whole run, or `None` where nobody knows them before.
+
+    Args:
+        config: The `train` section.
+        batches_per_epoch: Batches of all ranks; `None` where the data have no length.
+        accumulator: Says how many of them a step takes.
+        num_ranks: Processes that train together.
+    """
     limit = config.max_steps
     if batches_per_epoch is None:
         return limit
-    steps = config.epochs * -(-batches_per_epoch // accumulation_steps)
-    return steps if limit is None else min(steps, limit)
+    num_batches = -(-batches_per_epoch // num_ranks)
+    count: Callable[[int, int], int | None] | None = getattr(accumulator, "count_steps", None)
+    if count is not None:
+        steps = count(num_batches, config.epochs)
+    else:
+        steps = config.epochs * -(-num_batches // accumulator.accumulation_steps)
+    known = [number for number in (steps, limit) if number is not None]
+    return min(known, default=None)

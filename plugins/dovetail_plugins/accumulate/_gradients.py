@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -11,7 +11,7 @@ from torch import Tensor
 from dovetail.errors import CheckpointError, build_message
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch.nn import Parameter
     from torch.optim import Optimizer
@@ -45,16 +45,40 @@ def gradients_of(optimizer: Optimizer) -> list[Tensor]:
 def total_norm(gradients: list[Tensor]) -> Tensor:
     """Return the L2 norm of all gradients as one vector, shape `()`.
 
+    Of sharded gradients it is that of the whole, for which all ranks must call this.
+
     Source: `torch.nn.utils.get_total_norm`, less its grouping by device and dtype, which costs
     more than the norms of a small model.
     """
     if not gradients:
         return torch.zeros(())
     norms = torch._foreach_norm(gradients)
+    if not any(hasattr(norm, "full_tensor") for norm in norms):
+        return _norm_of(norms)
+    # Sharded ones do not mix with plain ones, nor with those of another mesh.
+    meshes: dict[Any, list[Tensor]] = {}
+    for norm in norms:
+        meshes.setdefault(getattr(norm, "device_mesh", None), []).append(norm)
+    return _norm_of([_whole(_norm_of(some)) for some in meshes.values()])
+
+
+def scale(gradients: list[Tensor], factor: float) -> None:
+    """Multiply the gradients by `factor` in place, each rank the shards it has."""
+    with torch.no_grad():
+        local = [each.to_local() if hasattr(each, "to_local") else each for each in gradients]
+        torch._foreach_mul_(local, factor)
+
+
+def _norm_of(norms: Sequence[Tensor]) -> Tensor:
     device = norms[0].device
     total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms]))
-    # A sharded gradient's norm is a sum over the ranks that is still to be made.
-    return total.full_tensor() if hasattr(total, "full_tensor") else total
+    return total
+
+
+def _whole(norm: Tensor) -> Tensor:
+    # Of a shard it is a sum over the ranks that is still to be made.
+    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return whole
 
 
 def average_over_ranks(optimizer: Optimizer) -> None:

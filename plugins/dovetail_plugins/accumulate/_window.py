@@ -33,6 +33,8 @@ class WindowSums(NamedTuple):
     """What the gradients must be multiplied by to be those of `loss / items`."""
     norm: float
     """Norm of the gradients before that."""
+    is_finite: bool
+    """Whether the loss and the gradients of every rank are."""
 
 
 class Window:
@@ -44,17 +46,36 @@ class Window:
     Args:
         steps: Micro-batches of a full window.
         num_ranks: Processes that average their gradients.
+        needs_backward: Whether a micro-batch without items is back-propagated like any other.
+        items: Items of a full window, instead of micro-batches.
     """
 
-    def __init__(self, steps: int, num_ranks: int) -> None:
+    def __init__(
+        self, steps: int, num_ranks: int, needs_backward: bool, items: int | None = None
+    ) -> None:
         self.count = 0
-        self._steps = steps
+        self.steps = steps
+        self._items = items
+        self._num_items = 0.0
         self._num_ranks = num_ranks
-        self._is_plain = steps == 1 and num_ranks == 1
+        self._needs_backward = needs_backward
         self._losses: list[Tensor] = []
         self._sizes: list[float | Tensor] = []
         self._reference: float | Tensor | None = None
         self._last_size = 1.0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has all its micro-batches, or items."""
+        if self._items is None:
+            return self.count >= self.steps
+        # Several ranks are told by who reads ahead for them: none can know of the others here.
+        return self._num_ranks == 1 and self._num_items >= self._items
+
+    @property
+    def is_next_last(self) -> bool:
+        """Whether the next micro-batch is known to end it."""
+        return self._items is None and self.count + 1 >= self.steps
 
     @property
     def has_gradients(self) -> bool:
@@ -73,10 +94,12 @@ class Window:
             DataError: `weight` is not a scalar, or a number that is negative or not finite.
         """
         size = _as_size(weight, loss)
-        # The mean of nothing is often 0/0, whose backward is NaN whatever it starts from. Among
-        # several ranks each backward must run all the same: the others wait for it.
-        if self._num_ranks > 1 or isinstance(size, Tensor) or size > 0:
-            seed = None if self._is_plain else self._seed(size, scaled_loss)
+        if self._items is not None:
+            self._num_items += _on_host(size)
+        # The mean of nothing is often 0/0, whose backward is NaN whatever it starts from.
+        if self._needs_backward or isinstance(size, Tensor) or size > 0:
+            is_plain = self.steps == 1 and self._num_ranks == 1 and self._items is None
+            seed = None if is_plain else self._seed(size, scaled_loss)
             scaled_loss.backward(seed)  # type: ignore[no-untyped-call]  # torch leaves it untyped
             self._losses.append(loss.detach())
             self._sizes.append(size)
@@ -104,14 +127,20 @@ class Window:
         items = sum(sizes)
         # Where there are no items the mean may be NaN, and NaN times 0 is NaN.
         loss = sum(size * mean for size, mean in zip(sizes, losses, strict=True) if size != 0)
+        is_finite = math.isfinite(loss) and math.isfinite(host_norm)
         if self._num_ranks > 1:
-            sums = torch.tensor([loss, items], dtype=torch.float64, device=norm.device)
+            device = self._losses[0].device if self._losses else norm.device
+            sums = torch.tensor(
+                [loss, items, 0 if is_finite else 1], dtype=torch.float64, device=device
+            )
             dist.all_reduce(sums)
-            loss, items = sums.tolist()
+            loss, items, num_bad = sums.tolist()
+            is_finite = num_bad == 0
         if reference is None or items == 0:
-            return WindowSums(loss, items, 1.0, host_norm)
-        self._last_size = reference / self._steps
-        return WindowSums(loss, items, reference * self._num_ranks / items, host_norm)
+            return WindowSums(loss, items, 1.0, host_norm, is_finite)
+        self._last_size = reference / self.steps
+        factor = reference * self._num_ranks / items
+        return WindowSums(loss, items, factor, host_norm, is_finite)
 
     def clear(self) -> None:
         """Begin a new window."""
@@ -119,6 +148,7 @@ class Window:
             self._reference = None
         self._losses.clear()
         self._sizes.clear()
+        self._num_items = 0.0
         self.count = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,6 +169,8 @@ class Window:
         self.count = state["count"]
         self._losses = [loss.to(device) for loss in state["losses"]]
         self._sizes = [_move(size, device) for size in state["sizes"]]
+        if self._items is not None:
+            self._num_items = sum(map(_on_host, self._sizes))
         self._last_size = state["last_size"]
         # Ranks that begin a window agree anew, so that none waits for one that has a state.
         self._reference = _move(state.get("reference"), device) if self.count else None
@@ -153,14 +185,16 @@ class Window:
         return torch.full((), share, dtype=loss.dtype, device=loss.device) if share != 1 else None
 
     def _choose_reference(self, size: float | Tensor, device: torch.device) -> float | Tensor:
+        if self._items is not None:
+            return float(self._items)
         if self._num_ranks > 1:
             # Once a run; any weight is right if it is one for all ranks.
             largest = torch.as_tensor(size, dtype=torch.float64, device=device).clone()
             dist.all_reduce(largest, dist.ReduceOp.MAX)
-            return self._steps * (largest.item() or 1.0)
+            return self.steps * (largest.item() or 1.0)
         if isinstance(size, Tensor):
-            return self._steps * torch.where(size > 0, size, self._last_size)
-        return self._steps * size
+            return self.steps * torch.where(size > 0, size, self._last_size)
+        return self.steps * (size or self._last_size)
 
 
 def check_loss(loss: object) -> None:
@@ -198,6 +232,19 @@ def _as_size(weight: Any, loss: Tensor) -> float | Tensor:
     raise _weight_error(found)
 
 
+def _on_host(size: float | Tensor) -> float:
+    if isinstance(size, Tensor):
+        raise DataError(
+            build_message(
+                "accumulate: weight",
+                f"a tensor on {size.device}, where tokens_per_step counts the items",
+                "a number, which is there before the device is",
+                "Count the items before the batch goes to the device.",
+            )
+        )
+    return size
+
+
 def _weight_error(found: str) -> DataError:
     return DataError(
         build_message(
@@ -214,8 +261,8 @@ def _move(value: Any, device: torch.device) -> Any:
 
 
 def _to_host(tensors: Sequence[Tensor]) -> list[float]:
-    device = tensors[0].device
-    if device.type == "cpu":
+    device = next((t.device for t in tensors if t.device.type != "cpu"), None)
+    if device is None:
         return [tensor.item() for tensor in tensors]
     values: list[float] = torch.stack([tensor.to(device) for tensor in tensors]).tolist()
     return values

@@ -106,7 +106,7 @@ def test_a_wrong_item_is_not_advised_away_with_its_whole_list() -> None:
 def test_unknown_section_lists_all_and_offers_the_nearest() -> None:
     assert problem_of({"modle": {}}) == (
         "config modle: unknown section (= {} (dict)); expected one of run, model, data, task, "
-        "train, compile, collate, accumulate, log, export. Did you mean 'model'?"
+        "train, distributed, compile, collate, accumulate, log, export. Did you mean 'model'?"
     )
 
 

@@ -19,9 +19,11 @@ from dovetail.run.losses import (
     Objective,
     UserLoss,
     build_objective,
+    check_additive,
     perplexity,
 )
 from dovetail.run.targets import IGNORE_INDEX, count_items
+from dovetail_plugins import GradientAccumulator
 
 Kind = str
 
@@ -322,6 +324,25 @@ def test_user_loss_is_imported_and_counts_samples(folder: Path) -> None:
     assert objective.metrics(torch.zeros(3), batch) == {}
     assert not objective.needs_labels_in_model
     assert not objective.has_perplexity
+
+
+def accumulator_of(steps: Any) -> GradientAccumulator:
+    return GradientAccumulator(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]), steps)
+
+
+def test_user_loss_that_compares_items_is_refused_with_windows(tmp_path: Path) -> None:
+    (tmp_path / "pairs.py").write_text(
+        "def contrast(outputs, batch): return outputs.sum()\ncontrast.is_additive = False\n"
+    )
+    objective = build_objective(TaskSpec(), "pairs:contrast", tmp_path)
+    assert not objective.is_additive
+    check_additive(objective, accumulator_of(1))
+    words = r"says is_additive = False: .* those of 4 micro-batches"
+    with pytest.raises(ConfigError, match=words):
+        check_additive(objective, accumulator_of(4))
+    with pytest.raises(ConfigError, match=words):
+        check_additive(objective, accumulator_of({0: 1, 10: 4}))
+    check_additive(objective_of("classification"), accumulator_of(4))
 
 
 @pytest.mark.parametrize("path", ["own_losses:l2", "own_lossse:l1", "own_losses:NUMBER"])

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -112,17 +114,64 @@ def relative_error() -> Callable[[Tensor, Tensor], float]:
     return lambda found, expected: ((found - expected).norm() / expected.norm()).item()
 
 
-@pytest.fixture(scope="session")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, object]]]:
-    """Run `two_ranks_script.py` in two processes; return what each found, by scenario."""
-    folder = tmp_path_factory.mktemp("two-ranks")
-    script = Path(__file__).with_name("two_ranks_script.py")
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(folder)], stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=300)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+class Ranks:
+    """Processes that train together with gloo, and take one case after the other."""
+
+    def __init__(self, num_ranks: int, folder: Path) -> None:
+        self.num_ranks = num_ranks
+        self._folder = folder
+        script = str(Path(__file__).with_name("ranks_script.py"))
+        self._processes = []
+        for rank in range(num_ranks):
+            with (folder / f"errors-{rank}").open("w") as errors:
+                self._processes.append(
+                    subprocess.Popen(
+                        [sys.executable, script, str(rank), str(num_ranks), str(folder)],
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=errors,
+                        text=True,
+                    )
+                )
+
+    def __call__(self, case: str, on: int | None = None, /, **arguments: Any) -> list[Any]:
+        """Run a case on all ranks, or `on` one alone; return what each found."""
+        chosen = range(self.num_ranks) if on is None else [on]
+        for rank in chosen:
+            stdin = self._processes[rank].stdin
+            stdin.write(json.dumps([case, arguments]) + "\n")
+            stdin.flush()
+        for rank in chosen:
+            if self._processes[rank].stdout.readline() != "done\n":
+                # The others wait for it for ever.
+                errors = (self._folder / f"errors-{rank}").read_text()
+                self.kill()
+                pytest.fail(f"rank {rank} of {self.num_ranks}: {errors}")
+        return [torch.load(self._folder / f"rank-{rank}.pt", weights_only=True) for rank in chosen]
+
+    @property
+    def is_alive(self) -> bool:
+        return all(process.poll() is None for process in self._processes)
+
+    def kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.communicate(timeout=60)  # the end of its input is the end of its work
+
+
+@pytest.fixture(scope="module")
+def start_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Ranks]]:
+    """Return what starts a number of ranks, or gives those that were started before."""
+    started: dict[int, Ranks] = {}
+
+    def start(num_ranks: int) -> Ranks:
+        if num_ranks not in started or not started[num_ranks].is_alive:
+            started[num_ranks] = Ranks(num_ranks, tmp_path_factory.mktemp(f"{num_ranks}-ranks"))
+        return started[num_ranks]
+
+    yield start
+    for ranks in started.values():
+        ranks.close()

@@ -125,6 +125,92 @@ def test_accumulator_works_itself_when_trainer_is_only_named_so(
     assert not accumulator.is_lightning_managed
 
 
+def test_lightning_accumulation_is_one_when_module_optimises_by_hand(lightning):
+    trainer = StandInTrainer(4)
+    trainer.lightning_module = SimpleNamespace(automatic_optimization=False)
+    assert lightning_accumulation(trainer) == 1
+    trainer.lightning_module.automatic_optimization = True
+    assert lightning_accumulation(trainer) == 4
+
+
+@pytest.mark.parametrize(("setting", "steps"), [(8, 8), ("auto", 2)])
+def test_lightning_accumulation_asks_deepspeed_strategy(lightning, monkeypatch, setting, steps):
+    class DeepSpeedStrategy:
+        config = {"gradient_accumulation_steps": setting}
+
+    strategies = SimpleNamespace(DeepSpeedStrategy=DeepSpeedStrategy)
+    monkeypatch.setitem(sys.modules, f"{lightning.__name__}.strategies", strategies)
+    trainer = StandInTrainer(2)
+    trainer.strategy = DeepSpeedStrategy()
+    assert lightning_accumulation(trainer) == steps
+
+
+def test_deepspeed_engine_is_found(parts, monkeypatch):
+    class DeepSpeedEngine(nn.Module):
+        global_steps = 5
+
+        def gradient_accumulation_steps(self):
+            return 4
+
+    module = SimpleNamespace(DeepSpeedEngine=DeepSpeedEngine)
+    monkeypatch.setitem(sys.modules, "deepspeed", module)
+    with pytest.raises(AccumulationConflictError, match="gradient_accumulation_steps: 4"):
+        GradientAccumulator(parts[1], 2, model=DeepSpeedEngine())
+    managed = GradientAccumulator(parts[1], 1, trainer=DeepSpeedEngine())
+    assert managed.is_host_managed
+    assert not managed.is_lightning_managed
+    assert managed.effective_step == 5
+
+
+def test_accelerator_is_found_and_its_steps_are_counted(parts):
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=4)
+    model, optimizer = accelerator.prepare(*parts)
+    for where in ({"trainer": accelerator}, {}):  # the optimizer shows it, too
+        with pytest.raises(AccumulationConflictError, match="gradient_accumulation_steps: 4"):
+            GradientAccumulator(optimizer, 2, **where)
+    accumulator = GradientAccumulator(optimizer, 1, trainer=accelerator)
+    assert accumulator.is_host_managed
+    for _ in range(8):
+        with accelerator.accumulate(model):
+            loss = model(torch.ones(1, 2)).mean()
+            assert not accumulator.accumulate(loss, model)
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert accumulator.effective_step == 2
+    accelerator.gradient_accumulation_steps = 1
+    assert not GradientAccumulator(optimizer, 4, trainer=accelerator).is_host_managed
+
+
+def test_accumulator_works_itself_when_only_optimizer_shows_an_accelerator(parts):
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=4)
+    model, optimizer = accelerator.prepare(*parts)
+    accumulator = GradientAccumulator(optimizer, 1)
+    assert accumulator.accumulate(model(torch.ones(1, 2)).mean(), model)
+    accelerator.gradient_accumulation_steps = 1  # it is shared by all accelerators
+
+
+def test_hf_trainer_is_found(parts, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+
+    class Custom(transformers.Trainer):
+        pass
+
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), gradient_accumulation_steps=4, use_cpu=True, report_to=[]
+    )
+    trainer = Custom(parts[0], arguments)
+    with pytest.raises(AccumulationConflictError, match="gradient_accumulation_steps: 4"):
+        GradientAccumulator(parts[1], 2, trainer=trainer)
+    accumulator = GradientAccumulator(parts[1], 1, trainer=trainer)
+    trainer.state.global_step = 7
+    assert accumulator.is_host_managed
+    assert accumulator.effective_step == 7
+
+
 @pytest.mark.parametrize("name", ["lightning.pytorch", "pytorch_lightning"])
 def test_lightning_accumulation_reads_real_trainer(name):
     package = pytest.importorskip(name, reason="Lightning is not installed")

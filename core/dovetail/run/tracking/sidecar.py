@@ -17,8 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import dovetail.errors
-from dovetail.errors import DovetailError, PluginError, RunError, build_message
+from dovetail.errors import PluginError, RunError, build_message, rebuild_error
 from dovetail.run.tracking.session import late, warn_parked, warn_refused
 
 START_S = 300.0
@@ -26,6 +25,8 @@ START_S = 300.0
 
 END_S = 2.0
 """Seconds the process gets to end after its last word."""
+
+_WHERE = "process of the trackers"
 
 # The import path comes first: this package may be importable by it alone, and whatever lies in the
 # current folder must not stand in for a module of Python.
@@ -93,7 +94,7 @@ class Sidecar:
         except OSError as err:
             found = f"cannot be started: {err.strerror}"
             hint = 'Set log.follow = "thread".'
-            raise RunError(build_message("process of the trackers", found, action=hint)) from err
+            raise RunError(build_message(_WHERE, found, action=hint)) from err
         try:
             self._tell(message)
             self._await_ready()
@@ -162,15 +163,13 @@ class Sidecar:
         try:
             for event in self._events():
                 if event["event"] == "refused":
-                    raise rebuild_error(event["kind"], event["message"])
+                    raise rebuild_error(event["kind"], event["message"], _WHERE, PluginError)
                 if event["event"] == "ready":
                     self.history = event["history"]
                     return
         finally:
             timer.cancel()
-        raise RunError(
-            build_message("process of the trackers", self._describe(), "trackers that start")
-        )
+        raise RunError(build_message(_WHERE, self._describe(), "trackers that start"))
 
     def _listen(self) -> None:
         with suppress(ValueError, OSError):  # the pipe was closed, or the process died in a word
@@ -198,12 +197,3 @@ class Sidecar:
             return f"their process ended with status {self._process.wait(END_S)}"
         except subprocess.TimeoutExpired:
             return "their process does not answer any more"
-
-
-def rebuild_error(kind: str, message: str) -> DovetailError:
-    """Return the error that another process met, of the same class where it is one of dovetail."""
-    found = getattr(dovetail.errors, kind, None)
-    if isinstance(found, type) and issubclass(found, DovetailError):
-        return found(message)
-    text = f"{kind}: {message}".removesuffix(": ")
-    return PluginError(build_message("process of the trackers", text))

@@ -28,7 +28,7 @@ from dovetail.run.tracking.cursor import Cursor, Position
 from dovetail.run.tracking.lock import FOLLOWERS, is_locked
 from dovetail.run.tracking.log import MetricLog
 from dovetail.run.tracking.session import Tracking, open_log
-from dovetail.run.tracking.sidecar import Sidecar, SidecarRequest, rebuild_error
+from dovetail.run.tracking.sidecar import Sidecar, SidecarRequest
 from dovetail.types import RunInfo
 
 needs_posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
@@ -298,15 +298,6 @@ def test_an_error_in_making_a_tracker_comes_back_as_it_is(
     assert type(there.value) is type(here.value) is kind
     assert str(there.value) == str(here.value)
     assert list(run_dir.iterdir()) == []
-
-
-@pytest.mark.parametrize("text", ["", "stop"])
-def test_an_error_of_nobody_names_the_process(text: str) -> None:
-    error = rebuild_error("KeyboardInterrupt", text)
-    assert type(error) is PluginError
-    words = f"KeyboardInterrupt: {text}" if text else "KeyboardInterrupt"
-    assert str(error) == f"process of the trackers: {words}."
-    assert type(rebuild_error("build_message", text)) is PluginError
 
 
 def test_a_process_that_ends_before_its_trackers_are_made_is_told_of(
