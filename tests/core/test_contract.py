@@ -96,7 +96,7 @@ def test_hook_has_a_suite_a_scaffold_and_a_page(role: Role, tmp_path: Path) -> N
 @pytest.mark.parametrize("hook", HOOKS)
 def test_hook_is_called_by_the_run_and_tested_where_it_is_called(hook: HookName) -> None:
     package = ROOT / "core" / "dovetail"
-    files = [package / "pipeline.py", package / "run" / "tracking" / "trackers.py"]
+    files = [*(package / "pipeline").glob("*.py"), package / "run" / "tracking" / "trackers.py"]
     source = "\n".join(path.read_text(encoding="utf-8") for path in files)
     assert re.search(rf"registry\.{hook}\(", source), f"no run calls {hook}"
     tests = (ROOT / "tests" / "core" / "registry" / "test_calling.py").read_text(encoding="utf-8")

@@ -182,10 +182,10 @@ def test_train_goes_on_without_a_checkpoint_that_cannot_be_written(
         def on_step(self, epoch: int, micro_batch: int, step: int, metrics: Any) -> None:
             model.probe = {3: 3.0, 6: 1.0, 9: 2.0}.get(step, 0.0)
 
-    def save(*arguments: Any) -> Path:
+    def save(*arguments: Any, **named: Any) -> Path:
         if next(calls) == 2:
             raise CheckpointError("there is no space.")
-        return save_checkpoint(*arguments)
+        return save_checkpoint(*arguments, **named)
 
     monkeypatch.setattr(fit, "save_checkpoint", save)
     with pytest.warns(UserWarning, match=r"there is no space\. The run goes on"):

@@ -172,8 +172,8 @@ class Window:
         if self._items is not None:
             self._num_items = sum(map(_on_host, self._sizes))
         self._last_size = state["last_size"]
-        # Ranks that begin a window agree anew, so that none waits for one that has a state.
-        self._reference = _move(state.get("reference"), device) if self.count else None
+        # Several ranks agree on it once a run: to the bit, it must be the same after a resume.
+        self._reference = _move(state.get("reference"), device)
 
     def _seed(self, size: float | Tensor, loss: Tensor) -> Tensor | None:
         """Return the gradient that backward starts from, `size / reference`; `None` is 1."""

@@ -312,7 +312,7 @@ def test_ranks_know_who_they_are_and_agree(told: list[dict[str, Any]]) -> None:
 def test_an_error_on_one_rank_stops_all_of_them(told: list[dict[str, Any]]) -> None:
     assert [t["lead"] for t in told] == [
         ["ConfigError", "planted", True],
-        ["RunError", "planted", True],
+        ["ConfigError", "planted", True],
     ]
     assert [t["together"] for t in told] == [
         ["RunError", "rank 1: planted", True],
