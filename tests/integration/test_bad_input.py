@@ -70,8 +70,9 @@ def test_unknown_section_field_and_backend_come_in_one_message(refuse: Refuse) -
 def test_option_of_the_wrong_type_names_path_bound_and_meaning(refuse: Refuse) -> None:
     message = refuse(ConfigError, "accumulate.exact.steps=0", "train.lr=-1")
     assert (
-        "config accumulate.exact.steps: got 0; expected an integer >= 1 "
-        "(micro-batches per optimizer step). Remove the key to use 1." in message
+        "config accumulate.exact.steps: got 0; expected an integer >= 1 or a table "
+        "(micro-batches per optimizer step; a table `{ 0 = 1, 1000 = 4 }` sets them from a step "
+        "on). Remove the key to use 1." in message
     )
     assert "config train.lr: got -1" in message
 

@@ -101,6 +101,7 @@ def train(folder: Path, **environment: str) -> tuple[str, list[Mapping[str, Any]
     records = [
         {k: v for k, v in record.get("metrics", {}).items() if not k.endswith(timed)}
         for record in read_records(run)
+        if record["kind"] != "system"
     ]
     digest = json.loads((run / "plugins.lock.json").read_text())["digest"]
     assert read_lock(run)

@@ -14,6 +14,9 @@ from dovetail.run.tracking import read_records
 
 Train = Callable[..., dovetail.TrainingResult]
 
+# The model has batch normalisation, whose statistics show what runs once more than it should.
+pytestmark = pytest.mark.filterwarnings("ignore:accumulation cannot equal the large batch")
+
 
 def build_model() -> nn.Module:
     torch.manual_seed(1)

@@ -61,6 +61,7 @@ class Train:
             "run": {"name": "test", "dir": str(self.directory), "report": False},
             "task": {"modality": "tabular", "kind": "classification", "num_classes": 2},
             "train": {"epochs": 1, "batch_size": 8, "lr": 0.05, "device": "cpu"},
+            "log": {"system_s": 0},  # when its records come is another matter each time
         }
 
 

@@ -16,7 +16,7 @@ def warn_of_batch_statistics(model: nn.Module) -> None:
     from torch.nn.modules.batchnorm import _BatchNorm
 
     names = [
-        name or type(module).__name__
+        repr(name or type(module).__name__)
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm) and module.training
     ]

@@ -46,8 +46,7 @@ class Options(PluginOptions):
     """Options of `[accumulate.exact]`."""
 
     steps: _Count | Annotated[dict[Annotated[int, Field(ge=0)], _Count], Field(min_length=1)] = 1
-    """Micro-batches per optimizer step; or a table `{ 0 = 1, 1000 = 4 }` from the optimizer step to
-    the number that holds from there on."""
+    """Micro-batches per optimizer step; a table `{ 0 = 1, 1000 = 4 }` sets them from a step on."""
     tokens_per_step: PositiveInt | None = None
     """Instead of `steps`: end a window with the micro-batch whose items make it this many."""
     max_grad_norm: PositiveFloat | Literal["off"] = 1.0

@@ -150,7 +150,7 @@ globals().update({name: Plugin(kind, name) for name, kind in KINDS.items()})
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def exporters(tmp_path_factory):
     """Return makers of exporters by name; all of them are installed under their names."""
     site = tmp_path_factory.mktemp("site")

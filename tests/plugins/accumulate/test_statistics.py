@@ -33,7 +33,7 @@ def test_accumulate_names_batch_norms_once_when_they_train():
     with pytest.warns(UserWarning, match="cannot equal the large batch") as caught:
         train(model, steps=2, num_batches=5)
     (warning,) = caught
-    assert "in 0, 1, 2 and 2 more;" in str(warning.message)
+    assert "in '0', '1', '2' and 2 more;" in str(warning.message)
     assert warning.filename == __file__
 
 

@@ -6,11 +6,14 @@ parent is another. After a crash it hands over what the log holds and ends, with
 
 from __future__ import annotations
 
+import builtins
 import json
+import logging
 import os
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -82,7 +85,8 @@ class Sidecar:
         self._listener = threading.Thread(
             target=self._listen, name="dovetail-sidecar-events", daemon=True
         )
-        message = {**asdict(request), "path": [os.path.abspath(p) if p else "" for p in sys.path]}
+        paths = [os.path.abspath(path) if path else "" for path in sys.path]
+        message = {**asdict(request), "path": paths, "log_levels": find_log_levels()}
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _BOOT],
@@ -167,6 +171,7 @@ class Sidecar:
                 if event["event"] == "ready":
                     self.history = event["history"]
                     return
+                self._hear(event)
         finally:
             timer.cancel()
         raise RunError(build_message(_WHERE, self._describe(), "trackers that start"))
@@ -183,6 +188,11 @@ class Sidecar:
             self._warn(event["name"], event["reason"])
         elif event["event"] == "refused file":
             warn_refused(event["name"], event["file"], event["reason"])
+        elif event["event"] == "log":
+            logging.getLogger(event["name"]).log(event["level"], "%s", event["message"])
+        elif event["event"] == "warning":
+            category = getattr(builtins, event["category"], UserWarning)
+            warnings.warn(event["message"], category, stacklevel=3)
         elif event["event"] == "done":
             self._parked |= event["parked"]
             self._is_done = True
@@ -197,3 +207,13 @@ class Sidecar:
             return f"their process ended with status {self._process.wait(END_S)}"
         except subprocess.TimeoutExpired:
             return "their process does not answer any more"
+
+
+def find_log_levels() -> dict[str, int]:
+    """Return the levels of all loggers that have one, the root's as ""; none without a handler."""
+    root = logging.getLogger()
+    if not root.hasHandlers():
+        return {}
+    loggers = [root, *logging.Logger.manager.loggerDict.values()]
+    named = [logger for logger in loggers if isinstance(logger, logging.Logger)]
+    return {"" if logger is root else logger.name: logger.level for logger in named if logger.level}

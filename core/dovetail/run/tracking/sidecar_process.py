@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -53,7 +55,7 @@ class Channel:
             os._exit(0)
         self._heard.put(None)
 
-    def say(self, event: str, **fields: Any) -> None:
+    def say(self, event: str, /, **fields: Any) -> None:
         """Send an event; a training that is gone misses nothing."""
         with self._lock, suppress(OSError):
             self._out.write(json.dumps({"event": event, **fields}) + "\n")
@@ -72,6 +74,23 @@ class Channel:
                 return None if message is None else message[name]
 
 
+class Forwarder(logging.Handler):
+    """Hands what is logged here to the training, whose handlers know what to do with it.
+
+    Args:
+        channel: The line to the training.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__()
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a record, its traceback too."""
+        fields = {"level": record.levelno, "message": self.format(record)}
+        self._channel.say("log", name=record.name, **fields)
+
+
 def main(request: Mapping[str, Any]) -> None:
     """Make the trackers, feed them until the log is complete, and end with the training."""
     # The terminal's signals are the training's: this process ends when that one does.
@@ -81,6 +100,11 @@ def main(request: Mapping[str, Any]) -> None:
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
     channel = Channel()
+    for name, level in request["log_levels"].items():
+        logging.getLogger(name).setLevel(level)
+    warnings.showwarning = partial(_tell_warning, channel)
+    if request["log_levels"]:  # else the training has not set up logging either
+        logging.getLogger().addHandler(Forwarder(channel))
     try:
         trackers = _make_trackers(request, channel)
         if trackers is not None and channel.hear("follow"):
@@ -146,6 +170,12 @@ def _follow(request: Mapping[str, Any], trackers: Mapping[str, Tracker], channel
             follower.give_up(late(flush_s))
     parked = {f.name: f.parked_by for f in followers if f.parked_by is not None}
     channel.say("done", parked=parked)
+
+
+def _tell_warning(
+    channel: Channel, message: Warning | str, category: type[Warning], *place: Any
+) -> None:
+    channel.say("warning", category=category.__name__, message=str(message))
 
 
 def _tell_parked(channel: Channel, name: str, reason: str) -> None:

@@ -376,7 +376,10 @@ def build(seed: int = 0) -> Logging:
 @pytest.fixture
 def graphs() -> Iterator[list[torch.fx.GraphModule]]:
     """Graphs that were compiled by the backend of `compiled`."""
+    from torch._dynamo.utils import counters
+
     torch._dynamo.reset()
+    counters.clear()
     yield []
     torch._dynamo.reset()
 

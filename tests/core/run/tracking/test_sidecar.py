@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -219,6 +220,34 @@ def test_trackers_are_left_to_whoever_feeds_them_already(
         assert other.poll() is None
     assert list(tracking.parked) == ["noting"]
     assert [list(note) for note in notes_of(run_dir)] == [["made"]]
+
+
+def test_what_is_logged_is_logged_in_the_training(
+    run_dir: Path, start: Callable[..., Sidecar], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "planted.some")
+    made = "import logging; logging.getLogger('planted.some').info('made %d', 1)"
+    logged = (
+        "import logging; logging.getLogger('planted.other').info('too low')\n"
+        "try:\n    1 / 0\n"
+        "except ZeroDivisionError:\n    logging.getLogger('planted.other').exception('at a row')"
+    )
+    assert follow(run_dir, start(when_made=made, when_logging=logged), [step_record(0)]) == ({}, [])
+    (first, second) = caplog.record_tuples
+    assert first == ("planted.some", logging.INFO, "made 1")
+    assert second[:2] == ("planted.other", logging.ERROR)
+    assert second[2].startswith("at a row\nTraceback ")
+    assert second[2].endswith("ZeroDivisionError: division by zero")
+
+
+def test_what_is_warned_of_is_warned_of_in_the_training(start: Callable[..., Sidecar]) -> None:
+    with pytest.warns(RuntimeWarning, match="^odd$"):
+        start(when_made="import warnings; warnings.warn('odd', RuntimeWarning)")
+    with pytest.warns(UserWarning, match="^of one's own$"):
+        start(
+            when_made="import warnings; Own = type('Own', (UserWarning,), {}); "
+            'warnings.warn("of one\'s own", Own)'
+        )
 
 
 def test_what_is_printed_disturbs_nobody(
