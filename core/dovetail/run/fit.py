@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -15,7 +14,8 @@ from torch import nn
 
 from dovetail.config import TrainConfig
 from dovetail.errors import CheckpointError, DataError, build_message
-from dovetail.run.checkpoint import Progress, checkpoint_path, prune, save_checkpoint
+from dovetail.run.best import Best
+from dovetail.run.checkpoint import Progress, prune, save_checkpoint
 from dovetail.run.device import build_autocast
 from dovetail.run.distributed import ALONE, Ranks
 from dovetail.run.evaluate import evaluate
@@ -104,15 +104,12 @@ class Loop:
         self._micro_batch = progress.micro_batch
         self._micro_step = progress.micro_step
         self._items = progress.items
-        self._best_value = progress.best_value
-        self._best_step = progress.best_step
         self._num_bad = progress.num_bad_evaluations
         self._skips = SkipWatch(parts.config.max_skipped_windows)
         self._recorder = Recorder(log, self._position)
         self._feed = BatchFeed(parts.train_loader, self._recorder.train)
         self._metrics = dict(progress.metrics)
-        self._best_metrics = dict(progress.best_metrics)
-        self._best_before = self._best_value, self._best_step, self._best_metrics
+        self._best = Best(parts.config.monitor_mode, progress)
         self._has_warned_unsaved = False
         self._last_checkpoint: Path | None = None
         self._saved_at: tuple[int, int] | None = None
@@ -158,8 +155,8 @@ class Loop:
             status,
             self.progress,
             self._metrics,
-            self._best_metrics,
-            self._checkpoint_of(self._best_step),
+            self._best.metrics,
+            self._best.find(self._checkpoint_dir, self._last_checkpoint),
             self._last_checkpoint,
         )
 
@@ -172,12 +169,12 @@ class Loop:
             micro_batch=self._micro_batch,
             micro_step=self._micro_step,
             items=self._items,
-            best_value=self._best_value,
-            best_step=self._best_step,
+            best_value=self._best.value,
+            best_step=self._best.step,
             num_bad_evaluations=self._num_bad,
             log_bytes=self._log.tell(),
             metrics=dict(self._metrics),
-            best_metrics=dict(self._best_metrics),
+            best_metrics=dict(self._best.metrics),
             num_ranks=self._ranks.size,
         )
 
@@ -284,11 +281,9 @@ class Loop:
         self._metrics.update(metrics)
         # A run without a validation split has no such metric: its last model is its best.
         value = self._metrics.get(self._config.monitor)
-        is_best = self._is_better(value)
+        is_best = self._best.offer(value, self._step, self._metrics)
         if is_best:
-            self._best_before = self._best_value, self._best_step, self._best_metrics
-            self._best_value, self._best_step, self._num_bad = value, self._step, 0
-            self._best_metrics = dict(self._metrics)
+            self._num_bad = 0
         elif value is not None:
             self._num_bad += 1
         patience = self._config.patience
@@ -325,15 +320,6 @@ class Loop:
         self._parts.observer.on_evaluation(self._epoch, self._step, metrics)
         return metrics
 
-    def _is_better(self, value: float | None) -> bool:
-        if value is None or math.isnan(value):
-            return False
-        if self._best_value is None:
-            return True
-        if self._config.monitor_mode == "min":
-            return value < self._best_value
-        return value > self._best_value
-
     def _save(self, *, is_best: bool, is_last: bool = False) -> None:
         parts, ranks = self._parts, self._ranks
         try:
@@ -343,13 +329,13 @@ class Loop:
         except CheckpointError as err:
             if is_last:
                 raise
-            if is_best:  # what has no checkpoint cannot be gone back to
-                self._best_value, self._best_step, self._best_metrics = self._best_before
+            if is_best:
+                self._best.take_back()
             self._warn_unsaved(err)
             return
         self._last_checkpoint = path
         self._saved_at = (self._epoch, self._micro_batch)
-        best = self._checkpoint_of(self._best_step)
+        best = self._best.find(self._checkpoint_dir, path)
         if ranks.is_first:
             prune(self._checkpoint_dir, {path} | ({best} if best else set()))
         self._parts.observer.on_checkpoint(path, is_best)
@@ -359,9 +345,3 @@ class Loop:
             self._has_warned_unsaved = True
             text = f"{err} The run goes on, and tries again at its next checkpoint."
             warnings.warn(text, stacklevel=4)
-
-    def _checkpoint_of(self, step: int | None) -> Path | None:
-        if step is None:
-            return self._last_checkpoint
-        path = checkpoint_path(self._checkpoint_dir, step)
-        return path if path.exists() else self._last_checkpoint
