@@ -251,6 +251,10 @@ def test_two_processes_equal_one_that_accumulates_twice_as_long(
     assert "warning" not in done.stdout
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9),
+    reason="gloo of torch 2.7 and 2.8 adds the gradients of fully_shard, which is refused",
+)
 def test_fsdp_equals_one_process_and_its_checkpoint_goes_on_in_one(
     torchrun: Torchrun, alone: Callable[..., dovetail.TrainingResult], home: Path
 ) -> None:

@@ -129,11 +129,13 @@ class Ranks:
                 raise _mark(RunError(f"rank {rank}: {text}"))
 
     def leave(self) -> None:
-        """Wait for the others and take the process group down, if it was made for this run."""
+        """Wait for the others, and take the process group down if it was made for this run."""
         if self._is_owner and dist.is_initialized():
             # Who leaves first takes the connections with him, whatever the others still wait for.
             self.any(False)
-            dist.destroy_process_group()
+            # That of gloo may hang for ever in torch 2.7.
+            if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8):
+                dist.destroy_process_group()
 
 
 ALONE = Ranks()

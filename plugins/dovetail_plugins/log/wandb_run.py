@@ -97,7 +97,8 @@ def _start(wandb: Any, run: RunInfo, options: Options, run_id: str, mode: str) -
         notes=options.notes,
         id=run_id,
         name=run.id,
-        resume="allow",
+        # A run of files ignores it, and says so.
+        resume="allow" if mode == "online" else None,
         # Another run of this process is none of ours, and `wandb.run` stays as it is.
         reinit="create_new",
         mode=mode,

@@ -192,7 +192,7 @@ def batches():
     return {"example": make_batch(4), "golden": [make_batch(n) for n in (1, 2, 3, 8)]}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def built(exporters, tmp_path_factory):
     """Return a bundle with one format; tests that change it take `bundle`."""
     torch.manual_seed(0)

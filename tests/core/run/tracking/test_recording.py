@@ -408,11 +408,11 @@ def test_a_compiled_model_logs_each_call_and_computes_the_same(
     assert 0 < len(graphs) <= 8
     kinds = [record["kind"] for record in records_of(log)]
     assert kinds == ["histogram"] * 12
-    # Four pieces of the forward, for one size and for any. What is behind the calls is no business
-    # of the compiler's, whose limits it would exhaust.
+    # Four pieces of the forward, for one size and for any, and some that have no graph. What is
+    # behind the calls is no business of the compiler's, whose limits it would exhaust.
     from torch._dynamo.utils import counters
 
-    assert counters["frames"]["total"] <= 8
+    assert counters["frames"]["total"] <= 12
 
 
 def _values(recorder: Recorder) -> list[list[float]]:
