@@ -60,7 +60,8 @@ def assemble(
         scaler = build_scaler(train, setup.device)
         ((name, options),) = setup.checked.options("accumulate").items()
         accumulator = setup.registry.accumulate(name, model, optimizer, scaler, options)
-        check_additive(objective, accumulator)
+        steps = accumulator.accumulation_steps
+        check_additive(objective, getattr(accumulator, "max_accumulation_steps", steps))
         total_steps = count_steps(train, train_loader.num_batches, accumulator, ranks.size)
         learning_rate = LearningRate(optimizer, train, total_steps)
     parts = FitParts(

@@ -29,7 +29,6 @@ from dovetail.run.targets import (
 )
 from dovetail.signature import primary_output
 from dovetail.task import TaskKind, TaskSpec
-from dovetail.types import Accumulator
 
 LossFunction: TypeAlias = Callable[[Any, Mapping[str, Tensor]], "tuple[Tensor, Items]"]
 MetricFunction: TypeAlias = Callable[[Tensor, Tensor], dict[str, Tensor]]
@@ -83,15 +82,22 @@ def build_objective(task: TaskSpec, loss: str, search_dir: Path | None = None) -
     return Objective(UserLoss(function), lambda outputs, batch: {}, is_additive=is_additive)
 
 
-def check_additive(objective: Objective, accumulator: Accumulator) -> None:
-    """Raise `ConfigError` if windows of several micro-batches cannot equal their large batch."""
-    steps = getattr(accumulator, "max_accumulation_steps", accumulator.accumulation_steps)
-    if steps != 1 and not objective.is_additive:
+def check_additive(objective: Objective, accumulation_steps: int | None) -> None:
+    """Check that windows of several micro-batches can equal their large batch.
+
+    Args:
+        objective: The loss.
+        accumulation_steps: Micro-batches of the longest window; `None` where nobody knows.
+
+    Raises:
+        ConfigError: The loss is not additive over its items.
+    """
+    if accumulation_steps != 1 and not objective.is_additive:
         raise ConfigError(
             build_message(
                 "config train.loss",
                 "the loss says is_additive = False: it compares the items of a batch with each "
-                f"other, and those of {steps or 'several'} micro-batches never meet",
+                f"other, and those of {accumulation_steps or 'several'} micro-batches never meet",
                 "1 micro-batch per optimizer step",
                 "Remove the accumulation, and set train.batch_size to the whole batch.",
             )
