@@ -140,7 +140,7 @@ def test_run_ends_well_and_the_good_tracker_has_it_all_beside_one_that_is_parked
 ) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = train(bad, "good", follow=follow, flush_s=2.0)
+        result = train(bad, "good", follow=follow, flush_s=5.0)
     check_whole(result, "good")
     assert [*result.parked_trackers] == [bad]
     assert result.parked_trackers[bad].startswith(PARKED[bad])
@@ -168,7 +168,7 @@ def test_tracker_that_prints_disturbs_nobody_from_its_process(train: Any, capfd:
 def test_run_ends_well_where_a_tracker_kills_the_process_of_all_of_them(train: Any) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = train("dies", "good", follow="process", flush_s=2.0)
+        result = train("dies", "good", follow="process", flush_s=5.0)
     check_run(result)
     texts = sorted(str(w.message) for w in caught if issubclass(w.category, UserWarning))
     assert len(texts) == 2
