@@ -33,6 +33,7 @@ def wandb_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
             patch.setenv(name, str(home))
         patch.setenv("NETRC", str(home / "netrc"))
+        wandb.teardown()  # what an earlier test has left knows another environment
         yield home
         wandb.teardown()
 
